@@ -1,0 +1,199 @@
+package tiercache
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/tiercache/tiercache/layers"
+	"github.com/tiercache/tiercache/rebuild"
+)
+
+// part is one key of a batch that this process rebuilds: steps 5 to 8 of cache.go for many keys at once, each under its own mark, token
+// and lease.
+type part[K comparable, V any] struct {
+	want[K, V]
+	mark  layers.Mark
+	claim *claim[K, V] // nil: it is loaded without Redis
+	cut   time.Time    // without Redis: the end of a delete window
+}
+
+// rebuildMany rebuilds keys with one pipeline of acquires, one load call and one pipeline of fills. What was granted is loaded while what
+// was held is waited for: batches {1,2} and {2,1} of two processes then never wait for each other in a circle. A call that it leaves
+// unfinished, by a panic or Close, is finished by the flight with that error.
+func (c *Cache[K, V]) rebuildMany(ctx context.Context, wants []want[K, V]) {
+	var alone, leased []part[K, V]
+	for _, w := range wants {
+		p := part[K, V]{want: w, mark: c.local.Mark(w.key)}
+		if !c.askable(w.id) {
+			alone = append(alone, p)
+			continue
+		}
+		p.claim = c.newClaim(w.key, w.id, p.mark, w.why)
+		leased = append(leased, p)
+	}
+	var held sync.WaitGroup
+	defer held.Wait()
+	granted, refused := c.acquireMany(ctx, leased, &held) // 5
+	parts := append(granted, c.mayLoadAlone(append(alone, refused...))...)
+	stop := c.keepMany(ctx, granted)
+	defer stop()
+	if c.o.LoadMany == nil {
+		c.loadEach(ctx, parts)
+		return
+	}
+	for chunk := range slices.Chunk(parts, maxLoadManyKeys) {
+		c.loadChunk(ctx, chunk)
+	}
+}
+
+// acquireMany asks for all leases in one pipeline. It returns the granted keys and those for which Redis could not be asked; keys that
+// others hold are waited for on goroutines of their own, counted by held, since their wait must not delay the loads.
+func (c *Cache[K, V]) acquireMany(ctx context.Context, parts []part[K, V], held *sync.WaitGroup) (granted, refused []part[K, V]) {
+	if len(parts) == 0 {
+		return nil, nil
+	}
+	asks := make([]layers.Ask, len(parts))
+	for i, p := range parts {
+		asks[i] = p.claim.ask(false)
+	}
+	for i, got := range c.shared.Acquire(ctx, asks...) {
+		p := parts[i]
+		if got.Err != nil {
+			c.sharedFailed("acquire", got.Err)
+			refused = append(refused, p)
+			continue
+		}
+		answer, done := p.claim.judge(got)
+		switch {
+		case done && answer.Verdict == rebuild.Granted:
+			granted = append(granted, p)
+		case done && answer.Verdict == rebuild.Found:
+			p.call.Finish(p.claim.found, nil)
+		default: // held, backing off, or to be asked again
+			held.Go(func() { p.call.Finish(c.rebuildClaimed(ctx, p.key, p.id, p.claim)) })
+		}
+	}
+	return granted, refused
+}
+
+// mayLoadAlone returns the keys to load without Redis; those that memory can answer in doubt, or that back off, are finished.
+func (c *Cache[K, V]) mayLoadAlone(parts []part[K, V]) (rest []part[K, V]) {
+	for _, p := range parts {
+		a, done, err := c.beforeAlone(p.key, p.id)
+		if done {
+			p.call.Finish(a, err)
+			continue
+		}
+		p.claim = nil
+		p.cut, _ = c.fillWindows.Cut(p.id, time.Now())
+		rest = append(rest, p)
+	}
+	return rest
+}
+
+// keepMany renews all granted leases until they are filled or given back: one watchdog for the batch.
+func (c *Cache[K, V]) keepMany(ctx context.Context, granted []part[K, V]) (stop func()) {
+	if len(granted) == 0 {
+		return func() {}
+	}
+	leases := make([]layers.Lease, len(granted))
+	for i, p := range granted {
+		leases[i] = p.claim.lease
+	}
+	return rebuild.Keep(ctx, c.o.LeaseTime/3, func(ctx context.Context) bool { return c.renew(ctx, leases...) })
+}
+
+// loadEach loads keys one by one, at most 16 at a time: there is only Load.
+func (c *Cache[K, V]) loadEach(ctx context.Context, parts []part[K, V]) {
+	slots := make(chan struct{}, maxParallelGets)
+	var all sync.WaitGroup
+	for _, p := range parts {
+		slots <- struct{}{}
+		all.Go(func() {
+			defer func() { <-slots }()
+			entry, err := c.load(ctx, p.key, p.id)
+			if p.claim != nil {
+				p.call.Finish(c.afterLoad(ctx, p.claim, entry, err))
+				return
+			}
+			p.call.Finish(c.afterAlone(p.key, p.id, p.mark, p.cut, entry, err))
+		})
+	}
+	all.Wait()
+}
+
+// loadChunk loads up to 1,000 keys by one call of LoadMany behind one slot of the gate, and fills them in one pipeline. An error is each
+// key's; a key that the map lacks is absent; a refused fill touches no other key.
+func (c *Cache[K, V]) loadChunk(ctx context.Context, parts []part[K, V]) {
+	keys := make([]K, len(parts))
+	for i, p := range parts {
+		keys[i] = p.key
+	}
+	rows, took, err := rebuild.Run(ctx, c.loads, func(ctx context.Context) (map[K]V, error) {
+		c.count.loads.Add(1)
+		c.count.loadedKeys.Add(uint64(len(keys)))
+		return c.o.LoadMany(ctx, keys)
+	})
+	c.loadedMany(parts, took, err)
+	if err != nil {
+		c.failMany(ctx, parts, err)
+		return
+	}
+	born := time.Now()
+	var fills []layers.Fill
+	var filling []part[K, V]
+	var entries []layers.Entry[V]
+	for _, p := range parts {
+		v, ok := rows[p.key]
+		entry := layers.Entry[V]{Value: v, Absent: !ok, Born: born, Cost: took}
+		if p.claim == nil {
+			p.call.Finish(c.afterAlone(p.key, p.id, p.mark, p.cut, entry, nil))
+			continue
+		}
+		fill, ok := c.encoded(ctx, p.claim, entry)
+		if !ok {
+			p.call.Finish(answer[V]{Entry: entry, tier: Source}, nil)
+			continue
+		}
+		fills, filling, entries = append(fills, fill), append(filling, p), append(entries, entry)
+	}
+	for i, filled := range c.fillMany(ctx, fills) {
+		p := filling[i]
+		c.filled(p.key, entries[i], fills[i], filled, p.mark)
+		p.call.Finish(answer[V]{Entry: entries[i], tier: Source}, nil)
+	}
+}
+
+// failMany gives the leases of a failed load back and answers every key stale, or with the error.
+func (c *Cache[K, V]) failMany(ctx context.Context, parts []part[K, V], err error) {
+	var leases []layers.Lease
+	for _, p := range parts {
+		if p.claim != nil {
+			leases = append(leases, p.claim.lease)
+		}
+	}
+	if len(leases) > 0 {
+		c.release(ctx, countsAsFailure(err), leases...)
+	}
+	for _, p := range parts {
+		if p.claim != nil {
+			p.call.Finish(p.claim.staleOr(err))
+			continue
+		}
+		p.call.Finish(c.afterAlone(p.key, p.id, p.mark, p.cut, layers.Entry[V]{}, err))
+	}
+}
+
+// loadedMany counts and tells how one LoadMany call ended.
+func (c *Cache[K, V]) loadedMany(parts []part[K, V], took time.Duration, err error) {
+	c.countLoad(err)
+	if c.o.Hooks.Load == nil || errors.Is(err, ErrOverloaded) {
+		return
+	}
+	for _, p := range parts {
+		c.o.Hooks.Load(keyHash(p.id), took, err)
+	}
+}

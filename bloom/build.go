@@ -1,0 +1,182 @@
+package bloom
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"time"
+)
+
+// During a scan, announcements are read from the store every followEvery, so that a long scan does not fall behind what the store
+// keeps; the clock is looked at every clockEvery rows. Chosen; not tuned.
+const (
+	followEvery   = 5 * time.Second
+	clockEvery    = 64
+	progressRows  = 1000
+	progressEvery = 100 * time.Millisecond
+	burst         = 100 * time.Millisecond // how far a limited scan may make up for its own slowness
+	nap           = 10 * time.Millisecond  // a limited scan pauses when it is this far ahead, not at each row
+)
+
+// BuildReport is what a build did.
+type BuildReport struct {
+	Rows uint64        // keys that the scan gave, repetitions included
+	Took time.Duration // in all, storing the snapshot included
+}
+
+// Build makes a filter of all existing keys and believes it; until then the one before stays in force, and it stays for good if
+// the build fails. rows is a scan that sees at least every row committed before Build was called, in any order; it is begun after
+// announcements are being collected. An error of a row ends the build with that error, the end of ctx with its; a scan that waits
+// for the source must itself end with ctx. A second Build meanwhile fails with ErrBuilding.
+//
+// With a store the filter is then stored for the other processes. If only that fails, the filter is in force in this process and
+// the error says so. With st nil the filter knows this process's announcements only. ErrBehind means that announcements were lost
+// while it was built, or shortly before.
+//
+// The race: 1. The scan passes the place of a row. 2. The row is announced and commits. 3. The new filter is believed. Closed by
+// the order: the store is made to keep announcements; Add's reach the new filter; then the scan begins; then the store's
+// announcements, from a Reach before the scan, are read until nothing more comes; then, at one moment, the filter is believed and
+// Add goes to it instead. A row announced before all this whose insert commits behind the scan's back is among the announcements
+// of the Reach, from the store's and from Add's own log. If Redis lost them just before the build, only that log has them:
+// that is the limit.
+func (g *Guard) Build(ctx context.Context, rows iter.Seq2[string, error], o BuildOptions, st Store) (BuildReport, error) {
+	if rows == nil || o.RowsPerSecond < 0 {
+		return BuildReport{}, fmt.Errorf("bloom: Build needs rows (given: %t) and RowsPerSecond of at least 0 (is %d)", rows != nil, o.RowsPerSecond)
+	}
+	if !g.building.CompareAndSwap(false, true) {
+		return BuildReport{}, ErrBuilding
+	}
+	defer g.building.Store(false)
+	started := time.Now()
+	s := &scan{guard: g, store: st, options: o, started: started, next: &belief{shared: st != nil}}
+	if st != nil {
+		cursor, whole, err := st.BeginFilter(ctx, Reach)
+		if err != nil {
+			return BuildReport{}, fmt.Errorf("bloom: beginning a build: %w", err)
+		}
+		if !whole {
+			return BuildReport{}, fmt.Errorf("%w: more came in the last %v than the store keeps; build when fewer come", ErrBehind, Reach)
+		}
+		s.next.cursor = cursor
+	}
+	s.builder = newBuilder(g.options)
+	whole := g.receive(s.builder)
+	defer g.dismiss(s.builder)
+	if st == nil && !whole {
+		return BuildReport{}, fmt.Errorf("%w: more than %d came in the last %v; build when fewer come", ErrBehind, maxLog, Reach)
+	}
+	err := s.run(ctx, rows)
+	if err == nil {
+		err = s.finish(ctx)
+	}
+	return BuildReport{Rows: s.rows, Took: time.Since(started)}, err
+}
+
+// scan is one build under way.
+type scan struct {
+	guard   *Guard
+	store   Store // nil: none
+	options BuildOptions
+	builder *builder
+	next    *belief // what the builder becomes
+
+	started  time.Time
+	rows     uint64
+	followed time.Time // when the store was last read
+	told     time.Time // when Progress was last called
+	due      time.Time // when the next row may be read
+}
+
+func (s *scan) run(ctx context.Context, rows iter.Seq2[string, error]) error {
+	s.followed, s.told, s.due = s.started, s.started, s.started
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	for key, err := range rows {
+		if err != nil {
+			return fmt.Errorf("bloom: building, after %d rows: %w", s.rows, err)
+		}
+		s.builder.Add(key)
+		s.rows++
+		if err := s.between(ctx); err != nil {
+			return err
+		}
+	}
+	if s.options.Progress != nil {
+		s.options.Progress(s.rows)
+	}
+	return ctx.Err()
+}
+
+// between does what is due between two rows.
+func (s *scan) between(ctx context.Context) error {
+	limited := s.options.RowsPerSecond > 0
+	if s.options.Progress != nil && s.rows%progressRows == 0 {
+		s.told = time.Now()
+		s.options.Progress(s.rows)
+	}
+	if !limited && s.rows%clockEvery != 0 && s.options.Progress == nil {
+		return nil
+	}
+	now := time.Now()
+	if s.options.Progress != nil && now.Sub(s.told) >= progressEvery {
+		s.told = now
+		s.options.Progress(s.rows)
+	}
+	if s.store != nil && now.Sub(s.followed) >= followEvery {
+		s.followed = now
+		if err := s.guard.follow(ctx, s.store, s.next, s.builder); err != nil {
+			return err
+		}
+	}
+	if limited {
+		return s.pace(ctx, now)
+	}
+	return ctx.Err()
+}
+
+// pace waits until the next row may be read.
+func (s *scan) pace(ctx context.Context, now time.Time) error {
+	if earliest := now.Add(-burst); s.due.Before(earliest) {
+		s.due = earliest
+	}
+	s.due = s.due.Add(time.Second / time.Duration(s.options.RowsPerSecond))
+	ahead := s.due.Sub(now)
+	if ahead < nap {
+		return ctx.Err()
+	}
+	timer := time.NewTimer(ahead)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// finish brings the new filter up to date, believes it and stores it.
+func (s *scan) finish(ctx context.Context) error {
+	g := s.guard
+	if err := g.take(ctx); err != nil {
+		return err
+	}
+	defer g.give()
+	if s.store != nil {
+		if err := g.follow(ctx, s.store, s.next, s.builder); err != nil {
+			return err
+		}
+	}
+	b := g.believe(s.builder, func() *belief {
+		s.next.filter = s.builder.filter() // only now: until this moment Add goes into the builder's bits
+		return s.next
+	})
+	if s.store == nil {
+		return nil
+	}
+	if err := s.store.SaveFilter(ctx, b.cursor, b.filter.Snapshot()); err != nil {
+		return errors.Join(errors.New("bloom: the filter is in force in this process, but the others cannot fetch it"), err)
+	}
+	return nil
+}

@@ -1,0 +1,71 @@
+package bloom
+
+import (
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/bits-and-blooms/bloom/v3"
+)
+
+// defaultRate is ten bits a key, where storage engines settle too (RocksDB: 9.9 to 10 bits a key).
+const defaultRate = 0.01
+
+// maxBytes bounds the bits of one filter: its snapshot is one Redis string, which holds at most 512 MiB.
+const maxBytes = 500 << 20
+
+// maxHashes bounds the probes of one key. The smallest rate that New takes needs fewer.
+const maxHashes = 64
+
+// minRate is the smallest false-positive rate: below it a key costs more than 57 bits and 40 probes for nothing that a cache needs.
+const minRate = 1e-12
+
+// Options are the size of a filter. The zero value asks for no filter.
+type Options struct {
+	// Capacity is the number of rows expected; 1.5 times today's rows leaves room to grow. With more rows the filter stays right
+	// but lets more absent keys pass: 2.7 % at 1.25 times the capacity, 16 % at twice (for a rate of 1 %).
+	Capacity uint64
+	// FalsePositiveRate is the fraction of absent keys that pass when Capacity keys are in, in (0,1); 0: 0.01. A key costs 1.2 bytes
+	// at 0.01, 1.8 at 0.001.
+	FalsePositiveRate float64
+}
+
+// Enabled reports whether o asks for a filter at all.
+func (o Options) Enabled() bool { return o != Options{} }
+
+// check returns o with its defaults and all of its mistakes in one error.
+func (o Options) check() (Options, error) {
+	var mistakes []error
+	if o.Capacity == 0 {
+		mistakes = append(mistakes, errors.New("bloom: Capacity must be the number of rows expected, at least 1"))
+	}
+	if o.FalsePositiveRate == 0 {
+		o.FalsePositiveRate = defaultRate
+	}
+	rate := o.FalsePositiveRate
+	if !(rate >= minRate && rate < 1) { // so written that NaN is a mistake too
+		mistakes = append(mistakes, fmt.Errorf("bloom: FalsePositiveRate %v is not in [%v,1)", rate, minRate))
+		rate = defaultRate
+	}
+	// In floats first: the library computes in uint, which an absurd capacity overflows.
+	if bits := -float64(o.Capacity) * math.Log(rate) / (math.Ln2 * math.Ln2); bits > maxBytes*8 {
+		mistakes = append(mistakes, fmt.Errorf("bloom: Capacity %d at FalsePositiveRate %v needs %.0f MiB in every process, more than the %d MiB a filter may have",
+			o.Capacity, rate, bits/8/(1<<20), maxBytes>>20))
+	}
+	return o, errors.Join(mistakes...)
+}
+
+// bits allocates the library's filter for o, which was checked.
+func (o Options) bits() *bloom.BloomFilter {
+	return bloom.NewWithEstimates(uint(o.Capacity), o.FalsePositiveRate)
+}
+
+// BuildOptions are how a filter is built from a scan.
+type BuildOptions struct {
+	// RowsPerSecond bounds the speed of the scan; 0: no limit; negative: an error. A scan that was slower for a while does not
+	// make up for it by more than a tenth of a second's rows.
+	RowsPerSecond int
+	// Progress, if set, is called on the building goroutine with the rows done: every 1,000 rows or 100 ms, whichever is first
+	// noticed at a row, and once at the end.
+	Progress func(done uint64)
+}

@@ -1,0 +1,324 @@
+package tiercache
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	"github.com/tiercache/tiercache/layers"
+	"github.com/tiercache/tiercache/rebuild"
+)
+
+// Get returns the value of key: from memory, else from Redis, else from the source, which is asked once for all who wait.
+//
+// It returns ErrNotFound where the source has no such row; a *LoadError where the source could not be asked and nothing stale was at
+// hand; ctx's error when ctx ends first (the work goes on and is kept); ErrClosed after Close. Redis errors are never returned: they
+// are counted, told to Hooks and lived with. A fresh value in memory is answered even if ctx has ended, without an allocation.
+//
+// Get may be called concurrently. The value is shared with all callers unless Options.Clone is given: it must not be changed.
+func (c *Cache[K, V]) Get(ctx context.Context, key K) (V, error) {
+	if ctx == nil {
+		return *new(V), ErrNilContext
+	}
+	v, state := c.local.Get(key) // 1
+	switch state {
+	case layers.Hit:
+		c.count.memoryHits.add()
+		return c.cloned(v), nil
+	case layers.HitAbsent:
+		c.count.absentHits.Add(1)
+		return v, ErrNotFound
+	case layers.Miss:
+	}
+	a, err := c.get(ctx, key)
+	return a.Value, err
+}
+
+// get is Get where memory has nothing fresh, step by step:
+//
+//	1 memory      stale, or doubtful while Redis is away: answered, and rebuilt behind
+//	2 flight      this process rebuilds the key already: wait for that
+//	3 Redis       one GET, its round trip shared; a hit needs no flight
+//	4 filter      certainly no such row: ErrNotFound, the source is not asked
+//	5 lease       read again and, if there is still nothing fresh, be the one in the fleet that loads it (rebuild)
+//	6 gate        so many loads at once in this process (load)
+//	7 load        the source, under its own time-out (load)
+//	8 fill        kept only if the lease still stands (fill)
+func (c *Cache[K, V]) get(ctx context.Context, key K) (answer[V], error) {
+	id, err := c.enter(ctx, key)
+	if err != nil {
+		return answer[V]{}, err
+	}
+	if a, ok := c.fromMemory(ctx, key, id); ok { // 1
+		return c.settle(ctx, key, id, a, nil)
+	}
+	if ctx.Err() != nil {
+		return answer[V]{}, contextError(ctx)
+	}
+	if a, ok, err := c.flights.Join(ctx, id); ok { // 2
+		c.count.coalesced.Add(1)
+		return c.settle(ctx, key, id, a, err)
+	}
+	var why cause
+	if c.o.FilterFirst && c.certainlyAbsent(id, why) {
+		return c.settle(ctx, key, id, filteredAnswer[V](), nil)
+	}
+	a, ok, err := c.fromShared(ctx, key, id, &why) // 3
+	if ok || err != nil {
+		return c.settle(ctx, key, id, a, err)
+	}
+	c.count.misses.Add(1)
+	if c.certainlyAbsent(id, why) { // 4
+		return c.settle(ctx, key, id, filteredAnswer[V](), nil)
+	}
+	a, joined, err := c.flights.Do(ctx, id, func(ctx context.Context) (answer[V], error) { // 5-8
+		return c.rebuild(ctx, key, id, why)
+	})
+	if joined {
+		c.count.coalesced.Add(1)
+	}
+	return c.settle(ctx, key, id, a, err)
+}
+
+// cause is what a rebuild knows of its reason.
+type cause struct {
+	asked   bool  // Redis was asked and has nothing
+	seen    int64 // stored-at of the copy in Redis that the rebuild replaces although it may look fresh; 0: none
+	marked  bool  // Redis holds the marker of an announced row: do not ask the filter, do not store "absent"
+	refresh bool  // asked for by Refresh
+}
+
+// fromMemory is step 1: what memory may answer although it is not fresh and trusted. A trusted copy past its soft end, younger than
+// MemoryTTL, is answered while one rebuild runs behind it. A copy in doubt is answered only while its master cannot be asked.
+func (c *Cache[K, V]) fromMemory(ctx context.Context, key K, id string) (answer[V], bool) {
+	a, ok := c.inMemory(key, id)
+	if ok && a.stale {
+		a = c.revalidate(ctx, key, id, a)
+	}
+	return a, ok
+}
+
+// inMemory is fromMemory without the rebuild.
+func (c *Cache[K, V]) inMemory(key K, id string) (answer[V], bool) {
+	copied, ok := c.local.Look(key)
+	if !ok || !copied.Young {
+		return answer[V]{}, false
+	}
+	if !copied.Trusted && (c.shared == nil || c.shared.Reachable(id)) {
+		return answer[V]{}, false
+	}
+	fresh := copied.Fresh(time.Now())
+	if fresh && !copied.Absent {
+		c.count.memoryHits.add()
+	}
+	return answer[V]{Entry: copied.Entry, tier: Memory, stale: !fresh}, true
+}
+
+// fromShared is step 3. The mark is taken before the GET is sent: what the GET brings is kept in memory only if no invalidation was heard
+// since (protocol race R2). It reports false if the key must be rebuilt, and notes in why what that rebuild should know.
+func (c *Cache[K, V]) fromShared(ctx context.Context, key K, id string, why *cause) (answer[V], bool, error) {
+	if !c.askable(id) {
+		return answer[V]{}, false, nil
+	}
+	mark := c.local.Mark(key)
+	found, err := c.shared.Get(ctx, id, mark)
+	if err != nil {
+		if ctx.Err() == nil {
+			c.sharedFailed("get", err)
+		}
+		return answer[V]{}, false, ctx.Err()
+	}
+	a, ok := c.taken(key, found, mark, why)
+	if ok && a.stale {
+		a = c.revalidate(ctx, key, id, a)
+	}
+	return a, ok, nil
+}
+
+// taken turns what Redis returned into an answer and keeps it in memory if the mark still stands, for no longer than Redis keeps it.
+func (c *Cache[K, V]) taken(key K, found layers.Reading[V], mark layers.Mark, why *cause) (answer[V], bool) {
+	switch found.Kind {
+	case layers.Nothing:
+		why.asked = true
+		return answer[V]{}, false
+	case layers.Marker:
+		why.marked = true
+		return answer[V]{}, false
+	case layers.Foreign:
+		why.asked = true
+		c.count.decodeErrors.Add(1)
+		why.seen = found.Stored
+		return answer[V]{}, false
+	case layers.Value:
+	}
+	now := time.Now()
+	if found.Expired(now) {
+		return answer[V]{}, false
+	}
+	if found.Keep {
+		c.keep(key, found.Entry, mark)
+	}
+	a := answer[V]{Entry: found.Entry, tier: Shared, stale: !found.Fresh(now)}
+	if !a.stale && !a.Absent {
+		c.count.sharedHits.Add(1)
+	}
+	return a, true
+}
+
+// revalidate answers a stale entry while one rebuild of it runs behind: at once, or after waiting StaleWait for the fresh value. The
+// rebuild asks Redis first, by its lease, since another process may have been faster.
+func (c *Cache[K, V]) revalidate(ctx context.Context, key K, id string, a answer[V]) answer[V] {
+	again := func(ctx context.Context) (answer[V], error) { return c.rebuild(ctx, key, id, cause{}) }
+	if c.o.StaleWait == 0 {
+		c.flights.Start(ctx, id, again)
+		return a
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.o.StaleWait)
+	defer cancel()
+	fresh, _, err := c.flights.Do(ctx, id, again)
+	if err != nil {
+		a.cause = err
+		return a
+	}
+	return fresh
+}
+
+// rebuild replaces what is missing or past its soft end: steps 5 to 8. It runs once a key and process, on a goroutine of its flight, with
+// a context that outlives its callers. Its mark is taken first: whatever it ends with is kept in memory only if no invalidation was
+// heard since it began (R2, R4, R11).
+func (c *Cache[K, V]) rebuild(ctx context.Context, key K, id string, why cause) (answer[V], error) {
+	mark := c.local.Mark(key)
+	if !c.askable(id) {
+		return c.loadAlone(ctx, key, id, mark)
+	}
+	return c.rebuildClaimed(ctx, key, id, c.newClaim(key, id, mark, why))
+}
+
+// rebuildClaimed is step 5, and what follows from its answer. Whoever else holds the lease is waited for, as long as one load and one lease
+// can take together.
+func (c *Cache[K, V]) rebuildClaimed(ctx context.Context, key K, id string, claim *claim[K, V]) (answer[V], error) {
+	got, err := rebuild.Obtain(ctx, claim, c.o.LoadTimeout+c.o.LeaseTime, true)
+	switch {
+	case errors.Is(err, errShared):
+		c.sharedFailed("acquire", err)
+		return c.loadAlone(ctx, key, id, claim.mark)
+	case err != nil: // the other process took too long, or Close
+		return claim.staleOr(err)
+	}
+	switch got.Verdict {
+	case rebuild.Found:
+		return claim.found, nil
+	case rebuild.Granted:
+		return c.loadLeased(ctx, claim)
+	case rebuild.BackOff, rebuild.Held:
+	}
+	c.count.backOffs.Add(1)
+	return claim.staleOr(ErrBackingOff)
+}
+
+// loadLeased loads the key under its lease, which a watchdog renews.
+func (c *Cache[K, V]) loadLeased(ctx context.Context, claim *claim[K, V]) (answer[V], error) {
+	stop := rebuild.Keep(ctx, c.o.LeaseTime/3, func(ctx context.Context) bool { return c.renew(ctx, claim.lease) })
+	defer stop()
+	entry, err := c.load(ctx, claim.key, claim.id) // 6, 7
+	return c.afterLoad(ctx, claim, entry, err)
+}
+
+// afterLoad fills both tiers with what was loaded under a lease. A failed load gives the lease back at once.
+func (c *Cache[K, V]) afterLoad(ctx context.Context, claim *claim[K, V], entry layers.Entry[V], err error) (answer[V], error) {
+	if err != nil {
+		c.release(ctx, countsAsFailure(err), claim.lease)
+		return claim.staleOr(err)
+	}
+	return c.fill(ctx, claim, entry), nil // 8
+}
+
+// loadAlone loads the key without Redis: there is none, it cannot be asked, or an invalidation waits for it. What it loads is kept in
+// memory, in doubt from birth where there is a Redis to ask again (R14), and no longer than a delete window of this process allows.
+func (c *Cache[K, V]) loadAlone(ctx context.Context, key K, id string, mark layers.Mark) (answer[V], error) {
+	if a, done, err := c.beforeAlone(key, id); done {
+		return a, err
+	}
+	cut, _ := c.fillWindows.Cut(id, time.Now())
+	entry, err := c.load(ctx, key, id) // 6, 7
+	return c.afterAlone(key, id, mark, cut, entry, err)
+}
+
+// load is steps 6 and 7: one call of the loader behind the gate, under LoadTimeout, a panic or runtime.Goexit turned into an error. "Not
+// found" is a result.
+func (c *Cache[K, V]) load(ctx context.Context, key K, id string) (layers.Entry[V], error) {
+	value, took, err := rebuild.Run(ctx, c.loads, func(ctx context.Context) (V, error) { return c.loadOne(ctx, key) })
+	c.loaded(id, took, err)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return layers.Entry[V]{Absent: true, Born: time.Now(), Cost: took}, nil
+	case err != nil:
+		return layers.Entry[V]{}, err
+	}
+	return layers.Entry[V]{Value: value, Born: time.Now(), Cost: took}, nil
+}
+
+// fill is step 8. Redis stores the entry only if lease and grant still stand; memory keeps only what Redis stored, for as long as Redis
+// said, and only if the mark stands (a delete between the two is heard as an event). What Redis refused is answered to those who wait
+// and kept nowhere: an invalidation came in between (R1, R6, R7).
+func (c *Cache[K, V]) fill(ctx context.Context, claim *claim[K, V], entry layers.Entry[V]) answer[V] {
+	if fill, ok := c.encoded(ctx, claim, entry); ok {
+		c.filled(claim.key, entry, fill, c.fillMany(ctx, []layers.Fill{fill})[0], claim.mark)
+	}
+	return answer[V]{Entry: entry, tier: Source}
+}
+
+// filled keeps in memory what a fill stored.
+func (c *Cache[K, V]) filled(key K, entry layers.Entry[V], fill layers.Fill, filled layers.Filled, mark layers.Mark) {
+	entry.Size = len(fill.Payload)
+	if filled.Err != nil {
+		alive(&entry, layers.Lives{Soft: fill.Soft, Hard: fill.Hard})
+		entry.Cap(fill.Lease.Cut)
+		c.keepDoubtful(key, entry, mark)
+		return
+	}
+	switch filled.Result {
+	case layers.Stored, layers.StoredEarlier:
+		entry.Born = filled.Born
+		alive(&entry, layers.Lives{Soft: fill.Soft, Hard: fill.Hard})
+		entry.Cap(filled.Hard)
+		c.keep(key, entry, mark)
+	case layers.Refused, layers.WindowOver, layers.Older:
+		c.count.loadsRefused.Add(1)
+	}
+}
+
+// Invalidate says that the source's rows of these keys have changed: from its return on, no Get of this process, and none of another once
+// its event arrived there, is answered with anything loaded before. Call it after the change is committed; a crash in between leaves
+// the old value for its TTL, which Update does not.
+//
+// Where Redis could not be reached it returns ErrPending: this process is up to date and the key is queued for Redis. It is one round
+// trip for each Redis master concerned, and may be called concurrently.
+func (c *Cache[K, V]) Invalidate(ctx context.Context, keys ...K) error {
+	ids, err := c.enterMany(ctx, keys)
+	if err != nil {
+		return err
+	}
+	c.setWindows.Open(ids...)
+	c.fillWindows.Open(ids...)
+	err = c.invalidateShared(ctx, layers.Once, layers.NewToken(), ids) // Redis before memory: else old values are read from it again
+	for i, key := range keys {
+		c.bump(key, ids[i]) // after it was queued, if it was: a flight begun in between would read Redis under a good mark (R13)
+	}
+	return err
+}
+
+// bump forgets what this process knows of a key: marks taken before refuse, the copy in memory is dead, and the flight under way is
+// joined by nobody any more (R4).
+func (c *Cache[K, V]) bump(key K, id string) {
+	c.local.Bump(key)
+	c.flights.Forget(id)
+	c.count.invalidations.Add(1)
+	if c.o.Hooks.Invalidated != nil {
+		c.o.Hooks.Invalidated(keyHash(id), true)
+	}
+}
+
+// random is uniform in [0,1), for jitter.
+func random() float64 { return rand.Float64() } //nolint:gosec // spreads expiries; nothing secret depends on it

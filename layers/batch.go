@@ -1,0 +1,468 @@
+package layers
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// All but maxBatch were found by the spike of the design (64 and 256 goroutines on two cores); maxBatch: chosen; not tuned.
+const (
+	maxBatch       = 512 // keys in one pipeline
+	maxFlushers    = 4   // pipelines of one master under way at a time
+	moreFlushersAt = 24  // keys waiting that start another one
+	maxDirect      = 2   // calls of one master that go without a batch at a time
+	crowd          = 3   // keys in a batch that show that batching pays
+	calmAfter      = 16  // smaller batches in a row after which calls may go directly again
+	maxSlab        = 32  // requests allocated at once
+)
+
+//go:embed lua/get.lua
+var getScript string
+
+// request is one GET: shared by all callers that want the same key under the same mark while it is under way. Its results are
+// written before the batch's done is closed and never after; who left earlier must not read them.
+type request struct {
+	key  string
+	mark Mark
+
+	raw  string    // the reply; "": there is no such key
+	err  error     // raw is nothing then
+	now  int64     // ms of the server's clock, not before the key was read
+	sent time.Time // of this process's clock, before the request was sent
+	keep bool      // false: it came by a detour, and must not be kept in memory
+
+	decodeOnce sync.Once // for the decoding, done once for all who share the reply
+	decoded    any
+
+	away  bool // the slot has moved: ask again where it is
+	slot  uint16
+	batch *batch
+}
+
+// wait returns when the request was answered, its budget is over, or ctx has ended. Leaving needs no clean-up.
+func (q *request) wait(ctx context.Context) error {
+	if end := ctx.Done(); end != nil {
+		select {
+		case <-q.batch.done:
+		case <-end:
+			return endOf(ctx)
+		}
+	} else {
+		<-q.batch.done
+	}
+	return q.err
+}
+
+// batch is what is asked in one pipeline, or one request that goes directly.
+type batch struct {
+	call
+	reqs []*request // guarded by gets.mu until it is taken from the queue
+	slab []request  // room for the next requests
+}
+
+// gets are a master's GETs: those that wait and those that are under way.
+type gets struct {
+	mu       sync.Mutex
+	under    map[string]*request // the newest request of each key, from its making to its answer
+	waiting  []*batch            // oldest first; the last one takes new requests
+	flying   []*batch
+	queued   int // requests in waiting
+	flushers int
+	calm     int // small batches that must pass before a call may go directly
+
+	direct atomic.Int32
+}
+
+// get asks for the full Redis key. It returns when the answer is there, ctx has ended (its error), or the budget is over
+// (ErrTimeout); ErrUnreachable at once if the key's master is known to be unreachable. One round trip, shared with whoever asks
+// at about the same time; none if the same key is being asked under the same mark.
+func (r *Redis) get(ctx context.Context, key string, mark Mark) (*request, error) {
+	m, slot, err := r.route(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	q, err := m.get(ctx, key, mark, slot)
+	if err != nil && q != nil && q.away {
+		return r.follow(ctx, q)
+	}
+	return q, err
+}
+
+// follow asks for a key again that has left its master, within the budget of the first asking.
+func (r *Redis) follow(ctx context.Context, q *request) (*request, error) {
+	within, cancel := context.WithDeadline(ctx, q.batch.until)
+	defer cancel()
+	again, err := r.any.get(within, q.key, q.mark, q.slot)
+	if err != nil && within.Err() != nil && ctx.Err() == nil {
+		return nil, ErrTimeout
+	}
+	return again, err
+}
+
+// getMany is get for many keys: one batch a master. There is a request for every key, with its error in it; both slices are of one length.
+func (r *Redis) getMany(ctx context.Context, keys []string, marks []Mark) []*request {
+	out := make([]*request, len(keys))
+	for i, key := range keys {
+		m, slot, err := r.route(ctx, key)
+		if err == nil {
+			err = m.refuse()
+		}
+		if err == nil {
+			out[i], _, err = m.ask(ctx, false, key, marks[i], slot)
+		}
+		if err != nil {
+			out[i] = &request{key: key, mark: marks[i], err: err}
+		}
+	}
+	for i, q := range out {
+		if q.batch == nil {
+			continue
+		}
+		err := q.wait(ctx)
+		if err != nil && ctx.Err() == nil && q.away {
+			out[i], err = r.follow(ctx, q)
+		}
+		if err != nil { // q is not ours to write to, and after a wait that ended early not ours to read
+			out[i] = &request{key: keys[i], mark: marks[i], err: err}
+		}
+	}
+	return out
+}
+
+// get is Redis.get once the master is known. A request comes with the error only if it was answered.
+func (m *master) get(ctx context.Context, key string, mark Mark, slot uint16) (*request, error) {
+	if ctx.Done() != nil && ctx.Err() != nil {
+		return nil, endOf(ctx)
+	}
+	if err := m.refuse(); err != nil {
+		return nil, err
+	}
+	q, direct, err := m.ask(ctx, ctx.Done() == nil, key, mark, slot)
+	if err != nil {
+		return nil, err
+	}
+	if direct {
+		m.send(q.batch)
+		m.gets.direct.Add(-1)
+	}
+	if err := q.wait(ctx); err != nil {
+		if ctx.Err() != nil { // it may have ended first: then q is not ours to read
+			return nil, err
+		}
+		return q, err
+	}
+	return q, nil
+}
+
+// ask returns the request for key that is under way under an equal mark, or puts a new one into the queue. direct: the new one is
+// not queued, the caller must send its batch, under ctx's values; alone: it may be asked to, since it cannot leave before the budget ends.
+func (m *master) ask(ctx context.Context, alone bool, key string, mark Mark, slot uint16) (q *request, direct bool, err error) {
+	g := &m.gets
+	g.mu.Lock()
+	if q := g.under[key]; q != nil && q.mark == mark {
+		g.mu.Unlock()
+		m.r.counts.joined.Add(1)
+		return q, false, nil
+	}
+	if m.down.Load() { // became so just now: the drop may have been before
+		g.mu.Unlock()
+		return nil, false, ErrUnreachable
+	}
+	if alone && m.mayGoDirectLocked() {
+		b := &batch{}
+		b.init(m, ctx, m.r.readTimeout, b)
+		q = b.add(key, mark, slot)
+		g.under[key] = q
+		g.flying = append(g.flying, b)
+		g.direct.Add(1)
+		g.mu.Unlock()
+		return q, true, nil
+	}
+	var b *batch
+	if n := len(g.waiting); n > 0 && len(g.waiting[n-1].reqs) < maxBatch {
+		b = g.waiting[n-1]
+	} else {
+		b = &batch{}
+		b.init(m, nil, m.r.readTimeout, b)
+		g.waiting = append(g.waiting, b)
+	}
+	q = b.add(key, mark, slot)
+	g.under[key] = q
+	g.queued++
+	start := g.flushers == 0 || g.flushers < maxFlushers && g.queued >= moreFlushersAt
+	if start {
+		g.flushers++
+	}
+	g.mu.Unlock()
+	if start {
+		m.startFlusher()
+	}
+	return q, false, nil
+}
+
+// mayGoDirectLocked reports whether a caller may send its GET on its own goroutine, which saves two wake-ups: only while few
+// calls are under way and nothing is wrong with the master.
+func (m *master) mayGoDirectLocked() bool {
+	g := &m.gets
+	return g.calm == 0 && len(g.waiting) == 0 && g.direct.Load() < maxDirect &&
+		m.overruns.Load() == 0 && m.node.Load() != nil
+}
+
+// add makes a request in b.
+func (b *batch) add(key string, mark Mark, slot uint16) *request {
+	if len(b.slab) == cap(b.slab) {
+		b.slab = make([]request, 0, min(max(1, len(b.reqs)), maxSlab))
+	}
+	b.slab = b.slab[:len(b.slab)+1]
+	q := &b.slab[len(b.slab)-1]
+	q.key, q.mark, q.slot, q.batch = key, mark, slot, b
+	b.reqs = append(b.reqs, q)
+	return q
+}
+
+// startFlusher starts a goroutine that sends batches until none waits.
+func (m *master) startFlusher() {
+	if m.r.spawn(m.flush) {
+		return
+	}
+	m.gets.mu.Lock()
+	m.gets.flushers--
+	m.gets.mu.Unlock()
+	m.gets.drop(errRedisClosed)
+}
+
+func (m *master) flush() {
+	g := &m.gets
+	for {
+		runtime.Gosched() // let those who are ready to ask do it first: the batch grows
+		g.mu.Lock()
+		if len(g.waiting) == 0 {
+			g.flushers--
+			g.mu.Unlock()
+			return
+		}
+		b := g.waiting[0]
+		g.waiting = slices.Delete(g.waiting, 0, 1)
+		g.queued -= len(b.reqs)
+		g.flying = append(g.flying, b)
+		if len(b.reqs) >= crowd {
+			g.calm = calmAfter
+		} else if g.calm > 0 {
+			g.calm--
+		}
+		g.mu.Unlock()
+		m.send(b)
+	}
+}
+
+// send asks for what is in b and settles it. A connection that broke is replaced once: a GET may be repeated.
+func (m *master) send(b *batch) {
+	var a answer
+	err := m.exec(b, &a)
+	if outcomeOf(err) == broken && b.Err() == nil {
+		m.note(err, b.start)
+		err = m.exec(b, &a)
+	}
+	m.note(err, b.start)
+	b.settle(&a, nil)
+}
+
+// answer is what came back for a batch.
+type answer struct {
+	sent  time.Time
+	parts []part // of one slot each; not of a batch that goes through scripts
+	first [1]part
+	clock *redis.TimeCmd
+	lone  []*redis.SliceCmd // one a request, of a batch that goes through scripts
+}
+
+// part is an MGET: of the requests from up to to.
+type part struct {
+	cmd      *redis.StringSliceCmd
+	from, to int
+}
+
+var timeArgs = []any{"time"}
+
+// exec sends b's pipeline. The error is the pipeline's first, be it of one command only.
+func (m *master) exec(b *batch, a *answer) error {
+	p := m.pipeline(false)
+	if m.node.Load() == nil {
+		a.lone = make([]*redis.SliceCmd, len(b.reqs))
+		for i, q := range b.reqs {
+			a.lone[i] = redis.NewSliceCmd(b, "eval", getScript, 1, &q.key)
+			_ = p.Process(b, once{a.lone[i]}) // queues only
+		}
+	} else {
+		a.split(b, m.r.cluster != nil)
+		for _, part := range a.parts {
+			_ = p.Process(b, once{part.cmd})
+		}
+		a.clock = redis.NewTimeCmd(b, timeArgs...)
+		_ = p.Process(b, a.clock)
+	}
+	m.r.counts.trips.Add(1)
+	m.r.counts.commands.Add(uint64(p.Len()))
+	m.r.counts.gets.Add(uint64(len(b.reqs)))
+	a.sent = time.Now()
+	_, err := p.Exec(b)
+	return err
+}
+
+// split makes an MGET of the requests of each slot; outside of a cluster, one of all.
+func (a *answer) split(b *batch, bySlot bool) {
+	a.parts = a.first[:0]
+	if bySlot && len(b.reqs) > 1 {
+		slices.SortFunc(b.reqs, func(x, y *request) int { return int(x.slot) - int(y.slot) })
+	}
+	for from := 0; from < len(b.reqs); {
+		to := len(b.reqs)
+		if bySlot {
+			to = from + 1
+			for to < len(b.reqs) && b.reqs[to].slot == b.reqs[from].slot {
+				to++
+			}
+		}
+		args := make([]any, 1, 1+to-from)
+		args[0] = "mget"
+		for _, q := range b.reqs[from:to] {
+			args = append(args, &q.key) // a pointer needs no boxing
+		}
+		a.parts = append(a.parts, part{redis.NewStringSliceCmd(b, args...), from, to})
+		from = to
+	}
+}
+
+// hurry is called when a quarter of the budget is over. If b still waits, all flushers are busy with a call that is late as well.
+func (b *batch) hurry() {
+	g := &b.m.gets
+	g.mu.Lock()
+	start := slices.Contains(g.waiting, b) && g.flushers < maxFlushers
+	if start {
+		g.flushers++
+	}
+	g.mu.Unlock()
+	if start {
+		b.m.startFlusher()
+	}
+}
+
+// expire is called when the budget is over.
+func (b *batch) expire() {
+	if b.settle(nil, ErrTimeout) {
+		b.m.overran(b.start)
+	}
+}
+
+// settle gives every request of b its result and wakes who waits; false: somebody else did before.
+func (b *batch) settle(a *answer, err error) bool {
+	g := &b.m.gets
+	g.mu.Lock()
+	if i := slices.Index(g.flying, b); i >= 0 {
+		g.flying = slices.Delete(g.flying, i, i+1)
+	} else if i := slices.Index(g.waiting, b); i >= 0 {
+		g.waiting = slices.Delete(g.waiting, i, i+1)
+		g.queued -= len(b.reqs)
+	}
+	if !b.claim() {
+		g.mu.Unlock()
+		return false
+	}
+	for _, q := range b.reqs { // from now on nobody joins
+		if g.under[q.key] == q {
+			delete(g.under, q.key)
+		}
+	}
+	g.mu.Unlock()
+	if a == nil {
+		for _, q := range b.reqs {
+			q.err = err
+		}
+	} else if b.fill(a) {
+		b.m.r.reload()
+	}
+	b.release()
+	return true
+}
+
+// fill writes the answers into the requests; true: some are away.
+func (b *batch) fill(a *answer) (away bool) {
+	m := b.m
+	for i, cmd := range a.lone {
+		q := b.reqs[i]
+		q.sent, q.keep = a.sent, !m.moved
+		q.raw, q.now, q.err = parseLone(cmd)
+		q.err = m.explain(q.err)
+	}
+	if a.lone != nil {
+		return false
+	}
+	clock, clockErr := a.clock.Result()
+	now := clock.UnixMilli()
+	for _, p := range a.parts {
+		values, err := p.cmd.Result()
+		if err == nil {
+			err = clockErr
+		}
+		moved := err != nil && m.r.cluster != nil && isMoved(err)
+		if moved {
+			m.r.counts.redirected.Add(uint64(p.to - p.from))
+		}
+		away = away || moved
+		err = m.explain(err)
+		if err == nil && len(values) != p.to-p.from {
+			err = errors.New("layers: redis answered another number of values than it was asked for")
+		}
+		for i, q := range b.reqs[p.from:p.to] {
+			q.sent, q.now, q.err, q.away, q.keep = a.sent, now, err, moved, !m.moved
+			if err == nil {
+				q.raw = values[i]
+			}
+		}
+	}
+	return away
+}
+
+// parseLone reads the reply of lua/get.lua.
+func parseLone(cmd *redis.SliceCmd) (raw string, now int64, err error) {
+	reply, err := cmd.Result()
+	if err != nil {
+		return "", 0, err
+	}
+	var text [3]string
+	for i := range min(len(reply), len(text)) {
+		text[i], _ = reply[i].(string) // a nil stays ""
+	}
+	seconds, err1 := strconv.ParseInt(text[0], 10, 64)
+	micros, err2 := strconv.ParseInt(text[1], 10, 64)
+	if err := errors.Join(err1, err2); err != nil {
+		return "", 0, err
+	}
+	return text[2], seconds*1000 + micros/1000, nil
+}
+
+// drop ends every request with err.
+func (g *gets) drop(err error) {
+	g.mu.Lock()
+	all := append(slices.Clone(g.flying), g.waiting...)
+	g.mu.Unlock()
+	for _, b := range all {
+		b.settle(nil, err)
+	}
+}
+
+// isMoved reports whether the error says that the slot, or one key of several, is elsewhere.
+func isMoved(err error) bool {
+	text := err.Error()
+	return strings.HasPrefix(text, "MOVED ") || strings.HasPrefix(text, "ASK ") || strings.HasPrefix(text, "TRYAGAIN")
+}

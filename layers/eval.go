@@ -1,0 +1,343 @@
+package layers
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+const (
+	maxScripts         = 128                  // scripts in one pipeline; chosen, at about 10 us each; not tuned
+	maxScriptFlushers  = 2                    // pipelines of scripts of one master under way at a time
+	moreScriptFlushers = 24                   // scripts waiting that start the second
+	tryAgainPause      = 5 * time.Millisecond // first pause before a script meets a migrating slot again, then doubled; chosen; not tuned
+	maxTryAgainPause   = 40 * time.Millisecond
+)
+
+// scriptCall is one script to run: its keys are of one slot. keys and args must not be changed any more once they were handed to
+// eval, not even after it returned: a call whose time was over may still be being sent.
+type scriptCall struct {
+	script *script
+	keys   []string
+	args   []any
+
+	reply any // nil with a nil error: the script returned nothing
+	err   error
+	sent  time.Time // of this process's clock, before it was sent
+}
+
+// errand is the calls of one eval to one master: sent together, once.
+type errand struct {
+	calls []*scriptCall // of the caller; nobody else touches them
+	cmds  []*redis.Cmd  // one a call
+	sent  time.Time
+	err   error // instead of the commands' own: never sent
+	taken atomic.Bool
+	done  chan struct{}
+}
+
+// scripts are a master's errands that wait to be sent.
+type scripts struct {
+	mu       sync.Mutex
+	waiting  []*errand
+	queued   int // commands in waiting
+	flushers int
+	flying   []*call
+}
+
+// eval runs the calls, in one pipeline a master, shared with whoever runs scripts at about the same time; it returns when every
+// reply or error is there, ctx has ended, or the write budget is over. Each is sent once: after an error that is not the server's
+// own, and not a plain ErrUnreachable, it is unknown whether it ran.
+//
+// A server that does not know a script is sent its text, in a second pipeline. A slot under migration is waited for, and one that
+// moved is asked where it is, within the same budget.
+func (r *Redis) eval(ctx context.Context, calls ...*scriptCall) {
+	within, cancel := context.WithTimeout(ctx, r.writeTimeout)
+	defer cancel()
+	start := time.Now()
+	home := r.errands(within, calls)
+	var away []*scriptCall
+	for pause := tryAgainPause; ; pause = min(2*pause, maxTryAgainPause) {
+		again := r.run(ctx, within, start, home)
+		again = append(again, r.run(ctx, within, start, errandsTo(r.any, away))...)
+		if len(again) == 0 {
+			return
+		}
+		r.reload()
+		r.counts.redirected.Add(uint64(len(again)))
+		home, away = nil, again
+		if !slices.ContainsFunc(again, func(c *scriptCall) bool { return strings.HasPrefix(c.err.Error(), "TRYAGAIN") }) && pause == tryAgainPause {
+			continue // moved: known where, so no pause
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+		case <-within.Done():
+			timer.Stop()
+			for _, c := range again {
+				c.err = r.late(ctx, c.err)
+			}
+			return
+		}
+	}
+}
+
+// late is the error of a call whose wait ended before it was done: by the caller's ctx or by the budget, after why.
+func (r *Redis) late(ctx context.Context, why error) error {
+	if ctx.Err() != nil {
+		return endOf(ctx)
+	}
+	if why == nil {
+		return ErrTimeout
+	}
+	return fmt.Errorf("%w: %w", ErrTimeout, why)
+}
+
+// errands groups the calls by the master of their keys; those that have none get their error here.
+func (r *Redis) errands(ctx context.Context, calls []*scriptCall) map[*master]*errand {
+	out := make(map[*master]*errand, 1)
+	for _, c := range calls {
+		m, _, err := r.route(ctx, c.keys[0])
+		if err == nil {
+			err = m.refuse()
+		}
+		if err != nil {
+			c.err = err
+			continue
+		}
+		addCall(out, m, c)
+	}
+	return out
+}
+
+// errandsTo makes one errand of all calls.
+func errandsTo(m *master, calls []*scriptCall) map[*master]*errand {
+	out := make(map[*master]*errand, 1)
+	for _, c := range calls {
+		addCall(out, m, c)
+	}
+	return out
+}
+
+func addCall(to map[*master]*errand, m *master, c *scriptCall) {
+	e := to[m]
+	if e == nil {
+		e = &errand{done: make(chan struct{})}
+		to[m] = e
+	}
+	e.calls = append(e.calls, c)
+	// Through a client that picks the server itself, the text is sent at once: which server lacks it is not known.
+	e.cmds = append(e.cmds, c.command(m.node.Load() == nil))
+}
+
+// command is the call as EVALSHA, or as EVAL with the script's text.
+func (c *scriptCall) command(text bool) *redis.Cmd {
+	args := make([]any, 0, 3+len(c.keys)+len(c.args))
+	if text {
+		args = append(args, "eval", c.script.src)
+	} else {
+		args = append(args, "evalsha", c.script.sha)
+	}
+	args = append(args, len(c.keys))
+	for i := range c.keys {
+		args = append(args, &c.keys[i])
+	}
+	args = append(args, c.args...)
+	cmd := redis.NewCmd(context.Background(), args...)
+	cmd.SetFirstKeyPos(3)
+	return cmd
+}
+
+// run sends the errands, waits for all, and writes the results; it returns the calls that want to be asked elsewhere or again.
+func (r *Redis) run(ctx, within context.Context, start time.Time, errands map[*master]*errand) (again []*scriptCall) {
+	for m, e := range errands {
+		m.enqueue(e)
+	}
+	for m, e := range errands {
+		select {
+		case <-e.done:
+		case <-within.Done():
+			if e.over() {
+				break // and the answer is there: it wins
+			}
+			if unsent := e.taken.CompareAndSwap(false, true); unsent {
+				m.scripts.forget(e)
+			}
+			if ctx.Err() == nil {
+				m.overran(start)
+			}
+			for _, c := range e.calls {
+				c.err = r.late(ctx, nil)
+			}
+			continue
+		}
+		for i, c := range e.calls {
+			c.sent = e.sent
+			if c.err = e.err; c.err != nil {
+				continue
+			}
+			c.reply, c.err = e.cmds[i].Result()
+			switch {
+			case c.err == nil:
+			case c.err == redis.Nil: //nolint:errorlint // the reply itself, never wrapped
+				c.err = nil
+			case r.cluster != nil && isMoved(c.err):
+				again = append(again, c)
+			default:
+				c.err = m.explain(c.err)
+			}
+		}
+	}
+	return again
+}
+
+// enqueue puts the errand into the queue and sees to it that somebody sends it.
+func (m *master) enqueue(e *errand) {
+	s := &m.scripts
+	s.mu.Lock()
+	if m.down.Load() {
+		s.mu.Unlock()
+		e.fail(ErrUnreachable)
+		return
+	}
+	s.waiting = append(s.waiting, e)
+	s.queued += len(e.cmds)
+	start := s.flushers == 0 || s.flushers < maxScriptFlushers && s.queued >= moreScriptFlushers
+	if start {
+		s.flushers++
+	}
+	s.mu.Unlock()
+	if start && !m.r.spawn(m.flushScripts) {
+		s.mu.Lock()
+		s.flushers--
+		s.mu.Unlock()
+		s.drop(errRedisClosed)
+	}
+}
+
+// fail ends an errand that was not sent.
+func (e *errand) fail(err error) {
+	if e.taken.CompareAndSwap(false, true) {
+		e.err = err
+		close(e.done)
+	}
+}
+
+// over reports whether the errand's results are there.
+func (e *errand) over() bool {
+	select {
+	case <-e.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// forget takes an errand out of the queue.
+func (s *scripts) forget(e *errand) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if i := slices.Index(s.waiting, e); i >= 0 {
+		s.waiting = slices.Delete(s.waiting, i, i+1)
+		s.queued -= len(e.cmds)
+	}
+}
+
+// drop ends every errand that was not sent with err, and the waits for a connection of those that are being sent.
+func (s *scripts) drop(err error) {
+	s.mu.Lock()
+	waiting, flying := s.waiting, slices.Clone(s.flying)
+	s.waiting, s.queued = nil, 0
+	s.mu.Unlock()
+	for _, e := range waiting {
+		e.fail(err)
+	}
+	for _, c := range flying {
+		c.end()
+	}
+}
+
+func (m *master) flushScripts() {
+	s := &m.scripts
+	for {
+		runtime.Gosched()
+		var batch []*errand
+		n := 0
+		s.mu.Lock()
+		for len(s.waiting) > 0 && (n == 0 || n+len(s.waiting[0].cmds) <= maxScripts) {
+			e := s.waiting[0]
+			s.waiting = slices.Delete(s.waiting, 0, 1)
+			s.queued -= len(e.cmds)
+			if e.taken.CompareAndSwap(false, true) {
+				batch = append(batch, e)
+				n += len(e.cmds)
+			}
+		}
+		if len(batch) == 0 {
+			s.flushers--
+			s.mu.Unlock()
+			return
+		}
+		c := newCall(m, nil, m.r.writeTimeout)
+		s.flying = append(s.flying, c)
+		s.mu.Unlock()
+
+		m.sendScripts(c, batch)
+
+		s.mu.Lock()
+		s.flying = slices.DeleteFunc(s.flying, func(x *call) bool { return x == c })
+		s.mu.Unlock()
+		c.end()
+		for _, e := range batch {
+			close(e.done)
+		}
+	}
+}
+
+// sendScripts sends the errands in one pipeline, and what the server did not know in a second one. A script that is not known did
+// not run, so sending it again runs it once.
+func (m *master) sendScripts(c *call, batch []*errand) {
+	p := m.pipeline(true)
+	sent := time.Now()
+	for _, e := range batch {
+		e.sent = sent
+		for _, cmd := range e.cmds {
+			_ = p.Process(c, once{cmd}) // queues only
+		}
+	}
+	err := m.execScripts(c, p)
+	if m.node.Load() == nil || outcomeOf(err) != answered {
+		return
+	}
+	p = m.pipeline(true)
+	loaded := make(map[*script]bool)
+	for _, e := range batch {
+		for i, cmd := range e.cmds {
+			if err := cmd.Err(); err == nil || !strings.HasPrefix(err.Error(), "NOSCRIPT") {
+				continue
+			}
+			s := e.calls[i].script
+			e.cmds[i] = e.calls[i].command(!loaded[s])
+			loaded[s] = true
+			_ = p.Process(c, once{e.cmds[i]})
+		}
+	}
+	if p.Len() > 0 {
+		_ = m.execScripts(c, p) // each command has its own error
+	}
+}
+
+func (m *master) execScripts(c *call, p redis.Pipeliner) error {
+	m.r.counts.trips.Add(1)
+	m.r.counts.commands.Add(uint64(p.Len()))
+	_, err := p.Exec(c)
+	m.note(err, c.start)
+	return err
+}

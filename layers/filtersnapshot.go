@@ -1,0 +1,149 @@
+package layers
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// SaveFilter stores a filter's snapshot which holds every announcement up to cursor, and publishes the event that makes the other
+// processes fetch it. The snapshot takes the place of the one before at one moment, whole; it is sent in pieces of 1 MiB, each a
+// round trip, to a key of its own, which a crash leaves to its expiry.
+//
+// Every command may be sent twice by the client, or late, without harm: a piece names its offset, and sets an expiry with itself.
+func (s *Space) SaveFilter(ctx context.Context, cursor string, snapshot []byte) error {
+	if len(cursor) > filterCursorBytes || len(snapshot)+filterHeadBytes > filterMaxBytes {
+		return fmt.Errorf("layers: a snapshot of %d bytes with a cursor of %d is too large for Redis", len(snapshot), len(cursor))
+	}
+	head := filterHead{length: uint64(len(snapshot)), cursor: cursor}
+	_, _ = rand.Read(head.token[:]) // never fails
+	part := s.filterPartKey(base64.RawURLEncoding.EncodeToString(head.token[:12]))
+	// The head goes first: if Redis loses the part on the way, its place is filled with zeros, which are no head.
+	if err := s.filterPiece(ctx, part, 0, head.bytes()); err != nil {
+		return err
+	}
+	for at := 0; at < len(snapshot); at += filterChunk {
+		if err := s.filterPiece(ctx, part, filterHeadBytes+at, snapshot[at:min(at+filterChunk, len(snapshot))]); err != nil {
+			return err
+		}
+	}
+	if err := s.filterPlace(ctx, part, head); err != nil {
+		return err
+	}
+	return s.filterDo(ctx, filterBudget, func(ctx context.Context) error {
+		if err := s.r.rdb.Publish(ctx, s.channel, s.r.bus.event(s, 'f', "")).Err(); err != nil {
+			return fmt.Errorf("layers: the filter is stored, but the event that says so was not sent: %w", err)
+		}
+		return nil
+	})
+}
+
+func (s *Space) filterPiece(ctx context.Context, part string, at int, piece []byte) error {
+	err := s.filterDo(ctx, filterBudget, func(ctx context.Context) error {
+		pipe := s.r.rdb.TxPipeline()
+		pipe.SetRange(ctx, part, int64(at), string(piece))
+		pipe.PExpire(ctx, part, filterPartLife)
+		_, err := pipe.Exec(ctx)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("layers: storing the filter, at byte %d: %w", at, err)
+	}
+	return nil
+}
+
+// filterPlace moves the part to the snapshot's place. A repeated move finds no part: then the place tells whether the first one was
+// done.
+func (s *Space) filterPlace(ctx context.Context, part string, head filterHead) error {
+	key := s.filterKey()
+	err := s.filterDo(ctx, filterBudget, func(ctx context.Context) error {
+		pipe := s.r.rdb.TxPipeline()
+		pipe.Rename(ctx, part, key)
+		pipe.PExpire(ctx, key, filterLife)
+		_, err := pipe.Exec(ctx)
+		return err
+	})
+	stands, _, headErr := s.filterHead(ctx)
+	switch {
+	case headErr == nil && stands.token == head.token:
+		return nil // also after an error: an earlier attempt did it
+	case err != nil:
+		return fmt.Errorf("layers: putting the filter in its place: %w", err)
+	case headErr != nil && !errors.Is(headErr, ErrFilterForeign):
+		return fmt.Errorf("layers: looking whether the filter is in its place: %w", headErr)
+	}
+	return ErrFilterLost
+}
+
+// filterHead reads the head of what is stored. found is false if nothing is.
+func (s *Space) filterHead(ctx context.Context) (head filterHead, found bool, err error) {
+	var start *redis.StringCmd
+	var length *redis.IntCmd
+	err = s.filterDo(ctx, filterBudget, func(ctx context.Context) error {
+		pipe := s.r.rdb.TxPipeline()
+		length = pipe.StrLen(ctx, s.filterKey())
+		start = pipe.GetRange(ctx, s.filterKey(), 0, filterHeadBytes-1)
+		_, err := pipe.Exec(ctx)
+		return err
+	})
+	if err != nil {
+		return filterHead{}, false, fmt.Errorf("layers: reading the filter's head: %w", err)
+	}
+	if length.Val() == 0 {
+		return filterHead{}, false, nil
+	}
+	head, ok := parseFilterHead(start.Val())
+	if !ok || uint64(length.Val()) != filterHeadBytes+head.length {
+		return filterHead{}, true, ErrFilterForeign
+	}
+	return head, true, nil
+}
+
+// LoadFilter returns the snapshot stored last, and the cursor up to which announcements are in it; nil if none is stored. It fails
+// with ErrFilterForeign for anything else in its place. It reads pieces of 1 MiB, each a round trip, and looks afterwards whether
+// the snapshot was replaced meanwhile: then it begins again, three times at most.
+func (s *Space) LoadFilter(ctx context.Context) (snapshot []byte, cursor string, err error) {
+	for range 3 {
+		head, found, err := s.filterHead(ctx)
+		if err != nil || !found {
+			return nil, "", err
+		}
+		data, err := s.filterBody(ctx, head)
+		if err != nil {
+			return nil, "", err
+		}
+		after, found, err := s.filterHead(ctx)
+		if err != nil {
+			return nil, "", err
+		}
+		if found && after.token == head.token && uint64(len(data)) == head.length {
+			return data, head.cursor, nil
+		}
+	}
+	return nil, "", ErrFilterLost
+}
+
+// filterBody reads what follows the head: less than the head says if it vanished meanwhile.
+func (s *Space) filterBody(ctx context.Context, head filterHead) ([]byte, error) {
+	data := make([]byte, 0, head.length)
+	for uint64(len(data)) < head.length {
+		at := int64(filterHeadBytes + len(data))
+		var piece string
+		err := s.filterDo(ctx, filterBudget, func(ctx context.Context) (err error) {
+			piece, err = s.r.rdb.GetRange(ctx, s.filterKey(), at, at+filterChunk-1).Result()
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("layers: reading the filter, at byte %d: %w", at, err)
+		}
+		if piece == "" || uint64(len(data)+len(piece)) > head.length {
+			return nil, nil
+		}
+		data = append(data, piece...)
+	}
+	return data, nil
+}

@@ -1,0 +1,257 @@
+package layers
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// What Redis holds of a cache's filter: the snapshot, one string, and the stream of announced keys. They are in different slots of
+// a Cluster, so nothing here changes both at one moment; the cursor inside the snapshot's head ties them together.
+//
+// The stream is made by the first announcement or the first build, whichever comes first, not by the build alone:
+//
+//  1. A announces a row; there is no stream, so the announcement is not kept. 2. B begins a build: makes the stream, scans past the
+//     row's place. 3. A's insert commits. 4. B's filter says "absent" of a row that exists.
+//
+// A cursor is an entry's id and its field's name. The name ends in characters drawn for each append, so that an entry is known
+// again only if it is the same one: not if the stream was lost and an entry of the new one happens to have its id.
+// Reading begins at the cursor's own entry: while that is there, everything after it is, since a stream is trimmed from its old end.
+const (
+	// filterLife is how long both outlive the last process that renewed them: a fleet stopped for a night finds its filter again.
+	filterLife = 24 * time.Hour
+	// filterStreamMax is how many announcements are kept, by protection.md §1.3: about a quarter of an hour at 1,000 rows a second.
+	filterStreamMax = 1_000_000
+	// filterPage is how many announcements travel in one round trip. Chosen; not tuned.
+	filterPage = 1000
+	// filterChunk is how much of a snapshot travels in one command: enough to be quick, and little enough that no client's time-out
+	// is overrun and no other caller of Redis waits long. Chosen; not tuned.
+	filterChunk = 1 << 20
+	// filterPartLife bounds what a crash in the middle of storing a snapshot leaves behind.
+	filterPartLife = 10 * time.Minute
+	// filterBudget is for one round trip of what is done here. Nobody's Get waits for it.
+	filterBudget = 2 * time.Second
+	// filterMaxBytes is what a Redis string can hold.
+	filterMaxBytes = 512 << 20
+)
+
+const (
+	filterKeyField  = 'k' // an announced key
+	filterOpenField = 'o' // the beginning of a build: it only makes the stream and tells the server's time
+)
+
+// Errors of the filter's store.
+var (
+	// ErrFilterForeign says that the snapshot's key holds something else, or a form of a later release: nothing can be said of it.
+	ErrFilterForeign = errors.New("layers: the filter's key holds no snapshot of a known form")
+	// ErrFilterLost says that what was just stored was gone again: Redis was flushed, or evicts.
+	ErrFilterLost = errors.New("layers: the filter's data was lost while it was stored or read")
+)
+
+func (s *Space) filterKey() string       { return s.r.prefix + ":" + s.name + ":filter" }
+func (s *Space) filterStreamKey() string { return s.filterKey() + ":new" }
+
+// filterPartKey is where a snapshot grows before it is moved to its place. The hash tag keeps it in the slot of that place.
+func (s *Space) filterPartKey(token string) string { return "{" + s.filterKey() + "}:part:" + token }
+
+// filterDo runs f with a budget of its own and returns at the latest when that is over or ctx ends, whatever the client's time-outs
+// are. f then goes on, for as long as the client lets it, on one goroutine; what it did is unknown.
+func (s *Space) filterDo(ctx context.Context, budget time.Duration, f func(ctx context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, budget)
+	done := make(chan error, 1)
+	go func() {
+		defer cancel()
+		done <- f(ctx)
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		select {
+		case err := <-done:
+			return err
+		default:
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// AppendAnnounced adds ids to the announcements that every process reads: before the insert of their rows commits. It makes the
+// stream where there is none. One round trip for 1,000 ids. With an error it is unknown which were added, and nothing must be
+// inserted yet; adding them again does no harm.
+func (s *Space) AppendAnnounced(ctx context.Context, ids ...string) error {
+	for len(ids) > 0 {
+		page := ids[:min(len(ids), filterPage)]
+		ids = ids[len(page):]
+		if _, err := s.filterAppend(ctx, filterKeyField, page...); err != nil {
+			return fmt.Errorf("layers: announcing: %w", err)
+		}
+	}
+	return nil
+}
+
+// filterAppend adds one entry for each value, all with the same field, and renews the stream's expiry, at one moment: the stream
+// never stands without an expiry. It returns the last entry.
+func (s *Space) filterAppend(ctx context.Context, kind byte, values ...string) (filterCursor, error) {
+	var random [6]byte
+	_, _ = rand.Read(random[:]) // never fails
+	field := string(kind) + base64.RawURLEncoding.EncodeToString(random[:])
+	stream := s.filterStreamKey()
+	var last *redis.StringCmd
+	err := s.filterDo(ctx, filterBudget, func(ctx context.Context) error {
+		pipe := s.r.rdb.TxPipeline()
+		for _, value := range values {
+			last = pipe.XAdd(ctx, &redis.XAddArgs{Stream: stream, MaxLen: filterStreamMax, Approx: true, Values: []string{field, value}})
+		}
+		pipe.PExpire(ctx, stream, filterLife)
+		_, err := pipe.Exec(ctx)
+		return err
+	})
+	if err != nil {
+		return filterCursor{}, err
+	}
+	return filterCursor{id: last.Val(), field: field}, nil
+}
+
+// BeginFilter makes the stream where there is none, and returns the cursor of the first announcement that is younger than reach.
+// whole is false if younger ones were dropped because there were too many.
+func (s *Space) BeginFilter(ctx context.Context, reach time.Duration) (cursor string, whole bool, err error) {
+	opening, err := s.filterAppend(ctx, filterOpenField, "")
+	if err != nil {
+		return "", false, fmt.Errorf("layers: opening the stream of announcements: %w", err)
+	}
+	from := strconv.FormatInt(max(0, opening.milli()-reach.Milliseconds()), 10)
+	stream := s.filterStreamKey()
+	var first, oldest *redis.XMessageSliceCmd
+	var length *redis.IntCmd
+	err = s.filterDo(ctx, filterBudget, func(ctx context.Context) error {
+		pipe := s.r.rdb.Pipeline()
+		length = pipe.XLen(ctx, stream)
+		oldest = pipe.XRangeN(ctx, stream, "-", "+", 1)
+		first = pipe.XRangeN(ctx, stream, from, "+", 1)
+		_, err := pipe.Exec(ctx)
+		return err
+	})
+	switch {
+	case err != nil:
+		return "", false, fmt.Errorf("layers: reading the stream of announcements: %w", err)
+	case len(first.Val()) == 0 || len(oldest.Val()) == 0:
+		return "", false, ErrFilterLost
+	}
+	c := filterCursorOf(first.Val()[0])
+	// Redis drops entries only while more than filterStreamMax are left. Where it did not, or where the oldest is older than reach,
+	// none within reach is missing.
+	whole = length.Val() < filterStreamMax || filterCursorOf(oldest.Val()[0]) != c
+	return c.String(), whole, nil
+}
+
+// Announced returns announced ids from cursor on, at most 1,000, and the cursor to go on with; the same cursor says that there was
+// nothing more. whole is false if the cursor's announcement is not there any more: the stream was trimmed past it, lost, or begun
+// anew. One round trip.
+func (s *Space) Announced(ctx context.Context, cursor string) (ids []string, next string, whole bool, err error) {
+	c, ok := parseFilterCursor(cursor)
+	if !ok {
+		return nil, "", false, nil
+	}
+	var entries []redis.XMessage
+	err = s.filterDo(ctx, filterBudget, func(ctx context.Context) (err error) {
+		entries, err = s.r.rdb.XRangeN(ctx, s.filterStreamKey(), c.id, "+", filterPage+1).Result()
+		return err
+	})
+	if err != nil {
+		return nil, "", false, fmt.Errorf("layers: reading the stream of announcements: %w", err)
+	}
+	if len(entries) == 0 || filterCursorOf(entries[0]) != c {
+		return nil, "", false, nil
+	}
+	for _, e := range entries {
+		for field, value := range e.Values {
+			if key, isString := value.(string); isString && strings.HasPrefix(field, string(filterKeyField)) {
+				ids = append(ids, key)
+			}
+		}
+	}
+	return ids, filterCursorOf(entries[len(entries)-1]).String(), true, nil
+}
+
+// KeepFilter renews the expiry of the snapshot and of the stream, where they are: once a minute from one process is plenty.
+func (s *Space) KeepFilter(ctx context.Context) error {
+	return s.filterDo(ctx, filterBudget, func(ctx context.Context) error {
+		pipe := s.r.rdb.Pipeline() // in a Cluster one for each key's master
+		pipe.PExpire(ctx, s.filterKey(), filterLife)
+		pipe.PExpire(ctx, s.filterStreamKey(), filterLife)
+		_, err := pipe.Exec(ctx)
+		return err
+	})
+}
+
+// filterCursor names an entry of the stream.
+type filterCursor struct{ id, field string }
+
+func (c filterCursor) String() string { return c.id + "=" + c.field }
+
+// milli is the server's time when the entry was added, as its id tells it.
+func (c filterCursor) milli() int64 {
+	ms, _, _ := strings.Cut(c.id, "-")
+	n, err := strconv.ParseInt(ms, 10, 64)
+	if err != nil {
+		return 0 // not an id of Redis: everything is then within reach
+	}
+	return n
+}
+
+func filterCursorOf(e redis.XMessage) filterCursor {
+	for field := range e.Values {
+		return filterCursor{e.ID, field} // entries of ours have one
+	}
+	return filterCursor{id: e.ID}
+}
+
+func parseFilterCursor(text string) (filterCursor, bool) {
+	id, field, ok := strings.Cut(text, "=")
+	return filterCursor{id, field}, ok && id != "" && field != ""
+}
+
+// filterHead stands before the snapshot in its key:
+//
+//	0  magic "tcfs"    5  length of the cursor    8  length of the snapshot    32  the cursor, 64 bytes
+//	4  version         6  zero                    16 random, another each time
+type filterHead struct {
+	length uint64
+	token  [16]byte
+	cursor string
+}
+
+const (
+	filterHeadBytes   = 96
+	filterCursorBytes = 64
+	filterMagic       = "tcfs"
+	filterVersion     = 1
+)
+
+func (h filterHead) bytes() []byte {
+	b := make([]byte, filterHeadBytes)
+	copy(b, filterMagic)
+	b[4], b[5] = filterVersion, byte(len(h.cursor))
+	binary.BigEndian.PutUint64(b[8:], h.length)
+	copy(b[16:32], h.token[:])
+	copy(b[32:], h.cursor)
+	return b
+}
+
+func parseFilterHead(b string) (filterHead, bool) {
+	if len(b) != filterHeadBytes || b[:4] != filterMagic || b[4] != filterVersion || b[5] > filterCursorBytes {
+		return filterHead{}, false
+	}
+	h := filterHead{length: binary.BigEndian.Uint64([]byte(b[8:16])), cursor: b[32 : 32+int(b[5])]}
+	copy(h.token[:], b[16:32])
+	return h, h.length <= filterMaxBytes
+}

@@ -1,0 +1,77 @@
+package layers
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// ErrKeyTooLong is returned for a key whose string form is longer than MaxKeyBytes. Nothing was asked or changed.
+var ErrKeyTooLong = errors.New("layers: key too long")
+
+const (
+	// MaxKeyBytes is the greatest length of a key's string form. Chosen; not tuned.
+	MaxKeyBytes = 8 << 10
+	// longKey is the length beyond which a key stands in Redis as its hash, so that keys stay small there. Chosen; not tuned.
+	longKey = 200
+)
+
+// long reports whether the key id stands in Redis as its hash; then the envelope carries id in full.
+func long(id string) bool { return len(id) > longKey }
+
+// slotted returns the part of a Redis key that stands for id between the braces: percent-encoded, so that it holds no brace, colon or
+// control byte and is never empty (an empty hash tag would put value and guard into different slots of a Cluster), or the hash of a long
+// id. Different ids give different results, hashes aside: after a percent sign the encoding has a hexadecimal digit or nothing, the hash
+// an "h".
+func slotted(id string) string {
+	switch {
+	case id == "":
+		return "%"
+	case long(id):
+		sum := sha256.Sum256([]byte(id))
+		return "%h" + hex.EncodeToString(sum[:])
+	}
+	return escape(id)
+}
+
+// escape percent-encodes the bytes of s that could be taken for structure: % { } : and everything below 0x21 or equal to 0x7f.
+// Other bytes, those beyond ASCII included, stay as they are.
+func escape(s string) string {
+	n := 0
+	for i := range len(s) {
+		if special(s[i]) {
+			n++
+		}
+	}
+	if n == 0 {
+		return s
+	}
+	const digits = "0123456789ABCDEF"
+	var b strings.Builder
+	b.Grow(len(s) + 2*n)
+	for i := range len(s) {
+		if c := s[i]; special(c) {
+			b.Write([]byte{'%', digits[c>>4], digits[c&15]})
+		} else {
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
+}
+
+func special(c byte) bool {
+	return c < 0x21 || c == 0x7f || c == '%' || c == '{' || c == '}' || c == ':'
+}
+
+// valueKey returns the Redis key of id's value: <prefix>:<name>:{<key>}.
+func (s *Space) valueKey(id string) (string, error) {
+	if len(id) > MaxKeyBytes {
+		return "", fmt.Errorf("%w: %d bytes, at most %d", ErrKeyTooLong, len(id), MaxKeyBytes)
+	}
+	return s.before + slotted(id) + "}", nil
+}
+
+// guardKey returns the key of the guard of the value at key; it is in the same slot, since it has the same hash tag.
+func guardKey(key string) string { return key + ":g" }

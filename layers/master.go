@@ -1,0 +1,375 @@
+package layers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+const (
+	maxOverruns = 3           // budgets overrun in a row that make a master unreachable (DESIGN §7)
+	maxProbes   = 2           // of one master under way at a time: the heartbeat's and one of ours
+	probeEvery  = time.Second // chosen; not tuned
+)
+
+// master is one Redis master: who waits for it, and whether it can be reached.
+//
+// State: unreachable after a refused connection or maxOverruns budgets overrun in a row, reachable again with the first answer
+// to anything. Overruns are in a row if each call began after the one before had overrun: a stall that a hundred
+// calls meet at once is one overrun, so a state takes maxOverruns budgets of silence to change.
+type master struct {
+	r     *Redis
+	addr  string
+	moved bool                 // what is asked here has left its master: answers are not kept
+	node  atomic.Pointer[node] // nil: through r.rdb itself
+
+	down     atomic.Bool  // unreachable; written under state
+	overruns atomic.Int32 // in a row
+	checking atomic.Bool  // a bare dial is under way
+	checked  atomic.Int64 // when the last one began, Unix ns
+	probes   atomic.Int32
+	probed   atomic.Int64 // when the last probe began, Unix ns
+
+	state       sync.Mutex // orders the changes and what is told of them
+	lastOverrun time.Time  // guarded by state
+
+	gets    gets
+	scripts scripts
+}
+
+// node is the client of one server, in two forms that share its connections and its hooks.
+type node struct {
+	client      *redis.Client
+	read, write *redis.Client // with our budgets as their time-outs
+}
+
+func newMaster(r *Redis, addr string) *master {
+	m := &master{r: r, addr: addr}
+	m.gets.under = make(map[string]*request)
+	return m
+}
+
+// setNode makes c the client of this master.
+func (m *master) setNode(c *redis.Client) {
+	m.node.Store(&node{client: c, read: withBudget(c, m.r.readTimeout), write: withBudget(c, m.r.writeTimeout)})
+}
+
+// withBudget returns a form of c whose calls end with budget, whatever c's own time-outs are, and with their context. The options
+// of such a form are its own copy, so what is set in them touches c in nothing; the test of the budget would notice if that changed.
+func withBudget(c *redis.Client, budget time.Duration) *redis.Client {
+	b := c.WithTimeout(budget)
+	b.Options().ContextTimeoutEnabled = true
+	return b
+}
+
+// pipeline returns an empty pipeline to this master, for reading or for writing.
+func (m *master) pipeline(write bool) redis.Pipeliner {
+	n := m.node.Load()
+	switch {
+	case n == nil:
+		return m.r.rdb.Pipeline()
+	case write:
+		return n.write.Pipeline()
+	default:
+		return n.read.Pipeline()
+	}
+}
+
+// once is a command that the client must not send a second time by itself: a reply that is late is not a command that was not
+// run. One such command in a pipeline keeps the retries off all of it.
+type once struct{ redis.Cmder }
+
+// NoRetry tells the client to send it once.
+func (once) NoRetry() bool { return true }
+
+// do sends cmds in one pipeline, once, and waits for at most a write's budget or ctx. It works also while the master is
+// unreachable: it is the probe, and what becomes of it moves the state. After an error that matches ErrTimeout or ctx's
+// the commands may still be written to: they must be left alone.
+func (m *master) do(ctx context.Context, cmds ...redis.Cmder) error {
+	if m.probes.Add(1) > maxProbes {
+		m.probes.Add(-1)
+		return fmt.Errorf("%w: earlier probes are still under way", ErrTimeout)
+	}
+	c := newCall(m, nil, m.r.writeTimeout)
+	m.probed.Store(c.start.UnixNano())
+	result := make(chan error, 1)
+	started := m.r.spawn(func() {
+		defer m.probes.Add(-1)
+		p := m.pipeline(true)
+		for _, cmd := range cmds {
+			_ = p.Process(c, once{cmd}) // queues only
+		}
+		_, err := p.Exec(c)
+		m.note(err, c.start)
+		m.r.counts.trips.Add(1)
+		m.r.counts.commands.Add(uint64(len(cmds)))
+		result <- err // before the end, which must not look like an overrun
+		c.end()
+	})
+	if !started {
+		m.probes.Add(-1)
+		c.end()
+		return errRedisClosed
+	}
+	select {
+	case err := <-result:
+		return m.explain(err)
+	case <-c.done:
+		select {
+		case err := <-result: // ended, and the answer is there: it wins
+			return m.explain(err)
+		default:
+		}
+		m.overran(c.start)
+		return ErrTimeout
+	case <-ctx.Done():
+		return endOf(ctx)
+	}
+}
+
+// refuse returns an error if nobody must wait for this master: ErrUnreachable, or that the tier is closed. It sees to it that somebody probes it.
+func (m *master) refuse() error {
+	if m.r.ended.Load() {
+		return errRedisClosed
+	}
+	if !m.down.Load() {
+		return nil
+	}
+	last, now := m.probed.Load(), time.Now().UnixNano()
+	if now-last > int64(probeEvery)*3/2 && m.probed.CompareAndSwap(last, now) { // the heartbeat comes first, if there is one
+		m.r.spawn(func() { _ = m.do(context.Background(), redis.NewStatusCmd(context.Background(), "ping")) })
+	}
+	return ErrUnreachable
+}
+
+// outcome is what the end of a call says of the master.
+type outcome uint8
+
+const (
+	answered outcome = iota // by the server, be it with an error
+	overrun                 // no answer within the budget
+	refused                 // there is nobody to ask
+	broken                  // the connection ended in the middle
+)
+
+// outcomeOf classifies the error of a call.
+func outcomeOf(err error) outcome {
+	var reply redis.Error
+	if err == nil || errors.As(err, &reply) {
+		return answered
+	}
+	var timeout net.Error
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || errors.Is(err, redis.ErrPoolTimeout) ||
+		errors.As(err, &timeout) && timeout.Timeout() {
+		return overrun
+	}
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "dial" || errors.Is(err, redis.ErrClosed) {
+		return refused
+	}
+	return broken
+}
+
+// note moves the state by the end of a call that began at start.
+func (m *master) note(err error, start time.Time) {
+	switch outcomeOf(err) {
+	case answered:
+		if m.overruns.Load() != 0 {
+			m.overruns.Store(0)
+		}
+		if m.down.Load() {
+			m.change(true, nil)
+		}
+	case overrun:
+		m.overran(start)
+	case refused:
+		m.change(false, err)
+	case broken:
+		m.check()
+	}
+}
+
+// overran counts a budget overrun by a call that began at start.
+func (m *master) overran(start time.Time) {
+	m.state.Lock()
+	inARow := !start.Before(m.lastOverrun)
+	if inARow {
+		m.lastOverrun = time.Now()
+	}
+	m.state.Unlock()
+	if !inARow {
+		return
+	}
+	m.r.counts.timeouts.Add(1)
+	// The cluster as a whole is no master: one that hangs must not close the way to the others.
+	if m.overruns.Add(1) >= maxOverruns && !m.moved {
+		m.change(false, ErrTimeout)
+	}
+}
+
+// change moves the state and tells of it: one line in the log, one call of onState. Whoever waits for a master that has become
+// unreachable leaves.
+func (m *master) change(reachable bool, why error) {
+	if m.moved && !reachable {
+		return
+	}
+	m.state.Lock()
+	defer m.state.Unlock()
+	if m.down.Load() != reachable {
+		return
+	}
+	m.down.Store(!reachable)
+	m.r.counts.changes.Add(1)
+	if reachable {
+		m.r.log.Info("tiercache: redis is reachable again", "master", m.addr)
+	} else {
+		m.r.log.Warn("tiercache: redis is unreachable, going on without it", "master", m.addr, "error", why)
+		m.drop(ErrUnreachable)
+		m.r.reload()
+	}
+	m.r.onState(reachable, m)
+}
+
+// drop ends every wait for this master with err.
+func (m *master) drop(err error) {
+	m.gets.drop(err)
+	m.scripts.drop(err)
+}
+
+// explain makes the client's error one of ours where it means one.
+func (m *master) explain(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case outcomeOf(err) == overrun:
+		if m.down.Load() {
+			return fmt.Errorf("%w: %w: %w", ErrUnreachable, ErrTimeout, err)
+		}
+		return fmt.Errorf("%w: %w", ErrTimeout, err)
+	case outcomeOf(err) == refused:
+		return fmt.Errorf("%w: %w", ErrUnreachable, err)
+	default:
+		return err
+	}
+}
+
+// check dials the master once, in the background, and hangs up: the client would try for longer than a budget before it said
+// that a connection was refused. At most one at a time, and one a budget.
+func (m *master) check() {
+	n := m.node.Load()
+	if n == nil || m.down.Load() {
+		return
+	}
+	now := time.Now()
+	if now.UnixNano()-m.checked.Load() < int64(m.r.readTimeout) || !m.checking.CompareAndSwap(false, true) {
+		return
+	}
+	m.checked.Store(now.UnixNano())
+	started := m.r.spawn(func() {
+		defer m.checking.Store(false)
+		ctx, cancel := context.WithTimeout(context.Background(), m.r.writeTimeout)
+		defer cancel()
+		o := n.client.Options()
+		conn, err := o.Dialer(ctx, o.Network, o.Addr)
+		if err == nil {
+			_ = conn.Close() // nothing was sent
+			return
+		}
+		if outcomeOf(err) != overrun {
+			m.change(false, err)
+		}
+	})
+	if !started {
+		m.checking.Store(false)
+	}
+}
+
+// call is the budget of what is under way: a context that ends with it. It ends once, by end or when the budget is over.
+type call struct {
+	m      *master
+	values context.Context //nolint:containedctx // it is a context: of this one it has the values, not the end; nil: none
+	start  time.Time
+	until  time.Time
+	done   chan struct{}
+	ended  atomic.Bool
+	late   atomic.Bool
+	timer  *time.Timer
+	owner  *batch // is told; nil: nobody is
+}
+
+func newCall(m *master, values context.Context, budget time.Duration) *call {
+	c := &call{}
+	c.init(m, values, budget, nil)
+	return c
+}
+
+func (c *call) init(m *master, values context.Context, budget time.Duration, owner *batch) {
+	c.m, c.values, c.owner = m, values, owner
+	c.start = time.Now()
+	c.until = c.start.Add(budget)
+	c.done = make(chan struct{})
+	c.timer = time.AfterFunc(time.Hour, c.tick)
+	c.timer.Reset(budget / 4) // not before c.timer stands
+}
+
+// tick runs at a quarter of the budget and at its end.
+func (c *call) tick() {
+	if c.late.CompareAndSwap(false, true) {
+		if c.ended.Load() {
+			return
+		}
+		c.m.check()
+		if c.owner != nil {
+			c.owner.hurry()
+		}
+		c.timer.Reset(time.Until(c.until))
+		return
+	}
+	if c.owner != nil {
+		c.owner.expire()
+		return
+	}
+	c.end()
+}
+
+// claim is true for the first who asks: that one decides what the call's result is, and then calls release.
+func (c *call) claim() bool { return c.ended.CompareAndSwap(false, true) }
+
+func (c *call) release() {
+	c.timer.Stop()
+	close(c.done)
+}
+
+func (c *call) end() {
+	if c.claim() {
+		c.release()
+	}
+}
+
+// Deadline, Done, Err and Value make it a context.
+func (c *call) Deadline() (time.Time, bool) { return c.until, true }
+
+// Done is closed when the call has ended, by its result or by its budget.
+func (c *call) Done() <-chan struct{} { return c.done }
+
+// Err is context.DeadlineExceeded once it has ended.
+func (c *call) Err() error {
+	if c.ended.Load() {
+		return context.DeadlineExceeded
+	}
+	return nil
+}
+
+// Value is the value of the caller's context if the call is one caller's.
+func (c *call) Value(key any) any {
+	if c.values == nil {
+		return nil
+	}
+	return c.values.Value(key)
+}

@@ -1,0 +1,206 @@
+package tiercache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/tiercache/tiercache/layers"
+	"github.com/tiercache/tiercache/rebuild"
+)
+
+// errShared marks an error of Redis, as opposed to one of the rebuild: the load goes on without it.
+var errShared = errors.New("shared tier")
+
+// claim is one rebuild's claim on the lease of its key: what rebuild.Obtain asks for until it is granted or an answer is in hand.
+type claim[K comparable, V any] struct {
+	c     *Cache[K, V]
+	key   K
+	id    string
+	mark  layers.Mark
+	why   cause
+	token layers.Token
+
+	lease    layers.Lease // Granted
+	found    answer[V]    // Found
+	stale    answer[V]    // a copy past its soft end, for when there is nothing better
+	hasStale bool
+	older    bool // Refresh: the next value found may come from a lease granted before Refresh began
+}
+
+func (c *Cache[K, V]) newClaim(key K, id string, mark layers.Mark, why cause) *claim[K, V] {
+	return &claim[K, V]{c: c, key: key, id: id, mark: mark, why: why, token: layers.NewToken(), older: why.refresh}
+}
+
+// Listen registers for the word that the key is ready.
+func (l *claim[K, V]) Listen() (ready <-chan struct{}, stop func()) { return l.c.shared.Listen(l.id) }
+
+// Acquire reads the key again and asks for its lease, in one round trip. The same token is used throughout, so that a repeat of a lost
+// request is answered as the first was.
+func (l *claim[K, V]) Acquire(ctx context.Context, poll bool) (rebuild.Answer, error) {
+	for {
+		got := l.c.shared.Acquire(ctx, l.ask(poll))[0]
+		if got.Err != nil {
+			if ctx.Err() != nil {
+				return rebuild.Answer{}, context.Cause(ctx)
+			}
+			return rebuild.Answer{}, fmt.Errorf("%w: %w", errShared, got.Err)
+		}
+		if answer, done := l.judge(got); done {
+			return answer, nil
+		}
+	}
+}
+
+func (l *claim[K, V]) ask(poll bool) layers.Ask {
+	return layers.Ask{ID: l.id, Token: l.token, WantStale: !poll && !l.why.refresh, Seen: l.why.seen}
+}
+
+// judge turns Redis's answer into the rebuild's. Not done: ask again at once, which happens at most twice: for a value that this process
+// cannot read, and for one that may be older than the Refresh that wants it.
+func (l *claim[K, V]) judge(got layers.Acquired) (rebuild.Answer, bool) {
+	value := l.c.shared.Decode(got)
+	if got.Verdict == layers.Found {
+		if l.older || value.Kind != layers.Value {
+			if value.Kind == layers.Foreign {
+				l.c.count.decodeErrors.Add(1)
+			}
+			l.why.seen, l.older = value.Stored, false
+			return rebuild.Answer{}, false
+		}
+		l.found, _ = l.c.taken(l.key, value, l.mark, &l.why)
+		return rebuild.Answer{Verdict: rebuild.Found}, true
+	}
+	if value.Kind == layers.Value && !value.Absent && !value.Expired(time.Now()) && !l.why.refresh {
+		l.stale, l.hasStale = answer[V]{Entry: value.Entry, tier: Shared, stale: true}, true
+	}
+	switch got.Verdict {
+	case layers.Granted:
+		l.lease = got.Lease
+		return rebuild.Answer{Verdict: rebuild.Granted, Left: got.Left}, true
+	case layers.Held:
+		if l.hasStale && l.c.o.StaleWait == 0 {
+			l.found = l.stale
+			return rebuild.Answer{Verdict: rebuild.Found}, true
+		}
+		return rebuild.Answer{Verdict: rebuild.Held, Left: got.Left}, true
+	case layers.BackOff, layers.Found:
+	}
+	return rebuild.Answer{Verdict: rebuild.BackOff, Left: got.Left}, true
+}
+
+// staleOr answers the stale copy that came with the lease, with err as its cause; without one, err.
+func (l *claim[K, V]) staleOr(err error) (answer[V], error) {
+	if !l.hasStale || l.stale.Expired(time.Now()) {
+		return answer[V]{}, err
+	}
+	a := l.stale
+	a.cause = err
+	return a, nil
+}
+
+// renew keeps leases alive; false once none of them is held any more. A renewal that was not answered is no loss yet.
+func (c *Cache[K, V]) renew(ctx context.Context, leases ...layers.Lease) bool {
+	held := false
+	for _, r := range c.shared.Renew(ctx, leases...) {
+		if r.Err != nil && ctx.Err() == nil {
+			c.sharedFailed("renew", r.Err)
+		}
+		held = held || r.Held || r.Err != nil
+	}
+	return held
+}
+
+// release gives leases back, also when ctx has ended; backOff counts a failed load against the keys.
+func (c *Cache[K, V]) release(ctx context.Context, backOff bool, leases ...layers.Lease) {
+	for _, err := range c.shared.Release(context.WithoutCancel(ctx), backOff, leases...) {
+		if err != nil {
+			c.sharedFailed("release", err)
+		}
+	}
+}
+
+// encoded makes the fill of a loaded entry. False: there is nothing to store in Redis and the lease was given back; a value that cannot
+// be encoded, or is too large, is kept in memory only.
+func (c *Cache[K, V]) encoded(ctx context.Context, claim *claim[K, V], e layers.Entry[V]) (layers.Fill, bool) {
+	lives := c.lives(claim.key, e)
+	if e.Absent && claim.why.marked { // the row is announced: it may be there any moment
+		lives = layers.Lives{}
+	}
+	if lives.Hard <= 0 {
+		if claim.why.refresh { // what the refresh could not replace must not stay
+			_ = c.invalidateShared(ctx, layers.Once, layers.NewToken(), []string{claim.id})
+		} else {
+			c.release(ctx, false, claim.lease)
+		}
+		return layers.Fill{}, false
+	}
+	fill, err := c.shared.Encode(claim.lease, e, lives)
+	if err != nil {
+		c.count.encodeErrors.Add(1)
+		c.release(ctx, false, claim.lease)
+		alive(&e, lives)
+		e.Cap(claim.lease.Cut)
+		c.keep(claim.key, e, claim.mark)
+		return layers.Fill{}, false
+	}
+	return fill, true
+}
+
+// fillMany sends fills in one pipeline; those whose reply was lost once more, which tells what became of the first. The load is done, so
+// neither Close nor a caller throws it away.
+func (c *Cache[K, V]) fillMany(ctx context.Context, fills []layers.Fill) []layers.Filled {
+	ctx = context.WithoutCancel(ctx)
+	filled := c.shared.Fill(ctx, fills...)
+	for i := range filled {
+		if filled[i].Err != nil {
+			c.sharedFailed("fill", filled[i].Err)
+			filled[i] = c.shared.Fill(ctx, fills[i])[0]
+		}
+	}
+	return filled
+}
+
+// beforeAlone says whether a key need not be loaded without Redis: memory has a copy in doubt, or the key backs off.
+func (c *Cache[K, V]) beforeAlone(key K, id string) (a answer[V], done bool, err error) {
+	if c.shared == nil {
+		if c.backOff.Blocked(id) {
+			c.count.backOffs.Add(1)
+			return a, true, ErrBackingOff
+		}
+		return a, false, nil
+	}
+	copied, ok := c.local.Look(key)
+	if !ok || !copied.Young || !copied.Fresh(time.Now()) {
+		return a, false, nil
+	}
+	return answer[V]{Entry: copied.Entry, tier: Memory}, true, nil
+}
+
+// afterAlone keeps what was loaded without Redis: in doubt where there is one to ask again.
+func (c *Cache[K, V]) afterAlone(key K, id string, mark layers.Mark, cut time.Time, e layers.Entry[V], err error) (answer[V], error) {
+	if c.shared == nil {
+		c.backOff.Note(id, err != nil && countsAsFailure(err))
+	}
+	if err != nil {
+		return answer[V]{}, err
+	}
+	if alive(&e, c.lives(key, e)) {
+		e.Cap(cut)
+		if c.shared == nil {
+			c.keep(key, e, mark)
+		} else {
+			c.keepDoubtful(key, e, mark)
+		}
+	}
+	return answer[V]{Entry: e, tier: Source}, nil
+}
+
+// sharedFailed counts and tells of a call of Redis that failed. A change of state is logged by the tier, once.
+func (c *Cache[K, V]) sharedFailed(op string, err error) {
+	c.count.sharedErrors.Add(1)
+	if c.o.Hooks.SharedError != nil {
+		c.o.Hooks.SharedError(op, err)
+	}
+}

@@ -1,0 +1,229 @@
+package tiercache
+
+import (
+	"context"
+	"errors"
+	"hash/maphash"
+	"time"
+
+	"github.com/tiercache/tiercache/layers"
+)
+
+// Tier says where an answer came from.
+type Tier uint8
+
+// The tiers, nearest first.
+const (
+	Source Tier = iota // the loader
+	Memory             // this process's memory
+	Shared             // Redis
+)
+
+// String returns the tier's name in lower case.
+func (t Tier) String() string {
+	switch t {
+	case Memory:
+		return "memory"
+	case Shared:
+		return "shared"
+	case Source:
+	}
+	return "source"
+}
+
+// Entry is a value with what is known of it. The value is shared, as Get's is.
+type Entry[V any] struct {
+	Value V
+	Stale bool          // past its soft end: it is being rebuilt, or that failed
+	Age   time.Duration // since it was stored; since it was loaded where Redis did not store it
+	Tier  Tier          // where it came from; of callers that shared one rebuild, each is told the same
+}
+
+// GetEntry is Get with what is known of the value: whether it is stale, how old it is and where it came from.
+func (c *Cache[K, V]) GetEntry(ctx context.Context, key K) (Entry[V], error) {
+	if ctx == nil {
+		return Entry[V]{}, ErrNilContext
+	}
+	if v, state := c.local.Get(key); state == layers.HitAbsent {
+		c.count.absentHits.Add(1)
+		return Entry[V]{Tier: Memory}, ErrNotFound
+	} else if state == layers.Hit {
+		c.count.memoryHits.add()
+		e := Entry[V]{Value: c.cloned(v), Tier: Memory}
+		if copied, ok := c.local.Look(key); ok {
+			e.Value, e.Age = c.cloned(copied.Value), time.Since(copied.Born)
+		}
+		return e, nil
+	}
+	a, err := c.get(ctx, key)
+	if err != nil {
+		return Entry[V]{Tier: a.tier}, err
+	}
+	return Entry[V]{Value: a.Value, Stale: a.stale, Age: time.Since(a.Born), Tier: a.tier}, nil
+}
+
+// answer is what a rebuild ends with and what a caller is given.
+type answer[V any] struct {
+	layers.Entry[V]
+	tier  Tier
+	stale bool
+	cause error // of a stale answer: why there is nothing fresh; nil: it is being rebuilt
+}
+
+// filteredAnswer is "not found" said by the filter. It is kept nowhere: another process may announce the row at any time.
+func filteredAnswer[V any]() answer[V] { return answer[V]{Entry: layers.Entry[V]{Absent: true}} }
+
+// settle turns what the steps ended with into what the caller is given: a stale copy rather than an error, ErrNotFound for "absent", the
+// caller's own context error as it is, and any other error as *LoadError.
+func (c *Cache[K, V]) settle(ctx context.Context, key K, id string, a answer[V], err error) (answer[V], error) {
+	if err != nil {
+		if ctx.Err() != nil {
+			return answer[V]{}, contextError(ctx)
+		}
+		if errors.Is(err, ErrClosed) {
+			return answer[V]{}, ErrClosed
+		}
+		copied, ok := c.local.Look(key)
+		if !ok || copied.Absent {
+			return answer[V]{}, &LoadError{Key: id, Err: err}
+		}
+		a = answer[V]{Entry: copied.Entry, tier: Memory, stale: true, cause: err}
+	}
+	if a.stale {
+		c.servedStale(id, a)
+	}
+	if a.Absent {
+		if a.tier != Source {
+			c.count.absentHits.Add(1)
+		}
+		return a, ErrNotFound
+	}
+	a.Value = c.cloned(a.Value)
+	return a, nil
+}
+
+// servedStale counts and tells of a stale answer.
+func (c *Cache[K, V]) servedStale(id string, a answer[V]) {
+	c.count.staleServed.Add(1)
+	if a.cause != nil {
+		c.count.staleErrors.Add(1)
+	}
+	if c.o.Hooks.Stale != nil {
+		c.o.Hooks.Stale(keyHash(id), time.Since(a.Born), a.cause)
+	}
+}
+
+// contextError is the error of a context that has ended: it matches both its cause and ctx.Err().
+func contextError(ctx context.Context) error {
+	err, cause := ctx.Err(), context.Cause(ctx)
+	if errors.Is(cause, err) {
+		return cause
+	}
+	return errors.Join(err, cause)
+}
+
+// loadOne asks the loader for one key.
+func (c *Cache[K, V]) loadOne(ctx context.Context, key K) (V, error) {
+	c.count.loads.Add(1)
+	c.count.loadedKeys.Add(1)
+	if c.o.Load != nil {
+		return c.o.Load(ctx, key)
+	}
+	rows, err := c.o.LoadMany(ctx, []K{key})
+	if err != nil {
+		return *new(V), err
+	}
+	v, ok := rows[key]
+	if !ok {
+		return v, ErrNotFound
+	}
+	return v, nil
+}
+
+// loaded counts and tells how a load of one key ended.
+func (c *Cache[K, V]) loaded(id string, took time.Duration, err error) {
+	c.countLoad(err)
+	if c.o.Hooks.Load != nil && !errors.Is(err, ErrOverloaded) {
+		c.o.Hooks.Load(keyHash(id), took, err)
+	}
+}
+
+// countLoad counts how a load ended. One that the gate turned away was none.
+func (c *Cache[K, V]) countLoad(err error) {
+	var panicked *PanicError
+	switch {
+	case err == nil, errors.Is(err, ErrNotFound):
+	case errors.Is(err, ErrOverloaded):
+		c.count.shed.Add(1)
+	case errors.As(err, &panicked), errors.Is(err, ErrGoexit):
+		c.count.loadPanics.Add(1)
+		c.count.loadErrors.Add(1)
+	default:
+		c.count.loadErrors.Add(1)
+	}
+}
+
+// countsAsFailure reports whether err says that the source fails, so that the key backs off: not a panic or Goexit, which say something
+// of the loader, not the gate, not Close.
+func countsAsFailure(err error) bool {
+	var panicked *PanicError
+	return !errors.As(err, &panicked) && !errors.Is(err, ErrGoexit) && !errors.Is(err, ErrOverloaded) &&
+		!errors.Is(err, ErrClosed) && !errors.Is(err, ErrNotFound)
+}
+
+// lives draws how long a loaded entry lives; zero: it is answered and not stored.
+func (c *Cache[K, V]) lives(key K, e layers.Entry[V]) layers.Lives {
+	if e.Absent {
+		if c.o.AbsentTTL < 0 {
+			return layers.Lives{}
+		}
+		return layers.NewLives(c.o.AbsentTTL, 0, c.o.Jitter, random())
+	}
+	ttl := c.o.TTL
+	if c.o.TTLFor != nil {
+		switch own := c.o.TTLFor(key, e.Value); {
+		case own < 0:
+			return layers.Lives{}
+		case own > 0:
+			ttl = min(ttl, own)
+		}
+	}
+	if c.shared == nil {
+		ttl = min(ttl, c.o.MemoryTTL)
+	}
+	return layers.NewLives(ttl, c.o.MaxStale, c.o.Jitter, random())
+}
+
+// alive gives e the ends of its life, counted from its birth; false: it has none and is not stored.
+func alive[V any](e *layers.Entry[V], l layers.Lives) bool {
+	if l.Hard <= 0 {
+		return false
+	}
+	e.Soft, e.Hard = e.Born.Add(l.Soft), e.Born.Add(l.Hard)
+	return true
+}
+
+// keep puts an entry into memory if the mark still stands.
+func (c *Cache[K, V]) keep(key K, e layers.Entry[V], mark layers.Mark) {
+	e.Value = c.cloned(e.Value)
+	c.local.Put(key, e, mark)
+}
+
+// keepDoubtful puts an entry into memory that is asked again as soon as Redis can be asked.
+func (c *Cache[K, V]) keepDoubtful(key K, e layers.Entry[V], mark layers.Mark) {
+	e.Value = c.cloned(e.Value)
+	c.local.PutDoubtful(key, e, mark)
+}
+
+// cloned is v, or a copy of it where Options.Clone is given.
+func (c *Cache[K, V]) cloned(v V) V {
+	if c.o.Clone == nil {
+		return v
+	}
+	return c.o.Clone(v)
+}
+
+// hashSeed makes the hashes that hooks are told: stable in one process, meaningless outside it.
+var hashSeed = maphash.MakeSeed()
+
+func keyHash(id string) uint64 { return maphash.String(hashSeed, id) }

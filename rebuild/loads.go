@@ -1,0 +1,76 @@
+package rebuild
+
+import (
+	"context"
+	"time"
+)
+
+// Loads runs the calls of the source: through a gate, each with its own timeout. See Run.
+type Loads struct {
+	gate    *Gate
+	timeout time.Duration
+	work    *roster
+}
+
+// NewLoads returns Loads that share gate, which Close closes too. A timeout of zero or less is none: a load then ends with its context.
+func NewLoads(gate *Gate, timeout time.Duration) *Loads {
+	return &Loads{gate: gate, timeout: timeout, work: newRoster()}
+}
+
+// loaded is what came of one load.
+type loaded[R any] struct {
+	r    R
+	took time.Duration
+	err  error
+}
+
+// Run calls fn when the gate has let it in, and returns what fn returned and how long that took (without the wait at the gate).
+//
+// The context of fn ends with ctx, after the timeout of l, or at Close (cause ErrClosed). At that moment Run returns, even if fn does
+// not: after the timeout with context.DeadlineExceeded, else with an error that matches the context's error and its cause. The slot
+// at the gate stays taken until fn has returned, and what fn then returns is dropped. A panic of fn comes back as a *PanicError, a
+// Goexit as ErrGoexit. Errors of the gate (ErrOverloaded, ErrClosed, the end of ctx) mean that fn was not called.
+func Run[R any](ctx context.Context, l *Loads, fn func(context.Context) (R, error)) (r R, took time.Duration, err error) {
+	if err := l.gate.Enter(ctx); err != nil {
+		return r, 0, err
+	}
+	ctx, leave, err := l.work.join(ctx)
+	if err != nil {
+		l.gate.Leave()
+		return r, 0, err
+	}
+	cancel := func() {}
+	if l.timeout > 0 {
+		ctx, cancel = context.WithTimeout(ctx, l.timeout)
+	}
+	begun := time.Now()
+	result := make(chan loaded[R], 1)
+	go protect(
+		func() (R, error) { return fn(ctx) },
+		func(r R, err error) {
+			took := time.Since(begun)
+			l.gate.Leave() // before the result: who has it finds the slot free
+			result <- loaded[R]{r: r, took: took, err: err}
+			cancel() // after the result: who sees the context end by this finds the result
+			leave()
+		},
+	)
+	select {
+	case got := <-result:
+		return got.r, got.took, got.err
+	case <-ctx.Done():
+	}
+	select {
+	case got := <-result:
+		return got.r, got.took, got.err
+	default:
+		return r, time.Since(begun), ended(ctx)
+	}
+}
+
+// Close refuses new loads and those at the gate with ErrClosed, ends the contexts of the running ones with the cause ErrClosed, waits
+// for them until ctx ends, and returns how many have not returned: loaders that ignore their context. It may be called again.
+func (l *Loads) Close(ctx context.Context) (left int) {
+	l.gate.Close()
+	return l.work.close(ctx)
+}

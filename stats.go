@@ -1,0 +1,104 @@
+package tiercache
+
+import (
+	"sync/atomic"
+	"time"
+	"unsafe"
+)
+
+// Stats are the counts of one cache since New; the last group are gauges of this moment. Reading them costs a few dozen atomic loads.
+type Stats struct {
+	MemoryHits uint64 // answered from memory, fresh
+	SharedHits uint64 // answered from Redis, fresh
+	AbsentHits uint64 // "not found" answered from memory or Redis
+	Filtered   uint64 // "not found" answered by the filter
+	Misses     uint64 // neither tier had an answer
+	Coalesced  uint64 // callers that waited for another caller's rebuild
+
+	Loads        uint64 // calls of the loader; one LoadMany call counts once
+	LoadedKeys   uint64 // keys asked of the loader
+	LoadErrors   uint64 // calls that failed, ErrNotFound aside
+	LoadPanics   uint64 // of these, by a panic or runtime.Goexit
+	LoadsRefused uint64 // loaded values that Redis refused: invalidated meanwhile, or the lease was lost
+	StaleServed  uint64 // answers past their soft end
+	StaleErrors  uint64 // of these, because the rebuild failed
+	Shed         uint64 // rebuilds that the gate turned away
+	BackOffs     uint64 // rebuilds refused since the last loads of the key failed
+
+	SharedErrors uint64 // calls of Redis that failed or ran out of their budget
+	EncodeErrors uint64 // values that could not be encoded or were too large: kept in memory only
+	DecodeErrors uint64 // entries in Redis that could not be read: rebuilt
+	BusGaps      uint64 // times events may have been missed, and memory was asked again
+
+	Invalidations uint64 // keys invalidated by calls in this process
+	Events        uint64 // keys invalidated by other processes
+
+	Pending       uint64 // gauge: keys whose invalidation waits for Redis
+	LoadsRunning  uint64 // gauge: loads in this process
+	LoadsWaiting  uint64 // gauge: rebuilds that wait at the gate
+	MemoryBytes   uint64 // gauge: what the memory holds, of all caches that share it
+	MemoryEntries uint64 // gauge: entries of the memory, of all caches that share it
+	FilterRows    uint64 // gauge: rows in the filter; 0 where none is built
+}
+
+// Hooks are told what a cache does. Any may be nil. They are called synchronously by whatever goroutine does the work, never on a
+// memory hit, possibly many at once, and must not block or call the cache. Keys come as a hash that is stable in this process only.
+type Hooks struct {
+	Load        func(keyHash uint64, took time.Duration, err error)  // one call of the loader for one key ended
+	SharedError func(op string, err error)                           // a call of Redis failed
+	Stale       func(keyHash uint64, age time.Duration, cause error) // an answer past its soft end; cause nil: it is being rebuilt
+	Invalidated func(keyHash uint64, here bool)                      // a key was invalidated, by this process or by another
+	Bus         func(up bool)                                        // events are heard, or may be missed
+}
+
+// counters are the counts behind Stats. The count of memory hits is striped, since one shared word would be the slowest thing of a hit.
+type counters struct {
+	memoryHits striped
+
+	sharedHits, absentHits, filtered, misses, coalesced                      atomic.Uint64
+	loads, loadedKeys, loadErrors, loadPanics, loadsRefused                  atomic.Uint64
+	staleServed, staleErrors, shed, backOffs                                 atomic.Uint64
+	sharedErrors, encodeErrors, decodeErrors, busGaps, invalidations, events atomic.Uint64
+}
+
+// striped is a counter that many processors raise without sharing a cache line.
+type striped [16]struct {
+	n atomic.Uint64
+	_ [56]byte
+}
+
+// add raises the counter by one. The stripe is chosen by the address of the caller's stack: goroutines have stacks of their own, of 2 KiB
+// at least, so those that run at once mostly meet different stripes.
+func (s *striped) add() {
+	var here byte
+	s[uintptr(unsafe.Pointer(&here))>>11%uintptr(len(s))].n.Add(1) //nolint:gosec // only the address is used, never what it points to
+}
+
+func (s *striped) load() (sum uint64) {
+	for i := range s {
+		sum += s[i].n.Load()
+	}
+	return sum
+}
+
+// Stats returns the counts so far. It may be called at any time, also after Close.
+func (c *Cache[K, V]) Stats() Stats {
+	n := &c.count
+	s := Stats{
+		MemoryHits: n.memoryHits.load(), SharedHits: n.sharedHits.Load(), AbsentHits: n.absentHits.Load(),
+		Filtered: n.filtered.Load(), Misses: n.misses.Load(), Coalesced: n.coalesced.Load(),
+		Loads: n.loads.Load(), LoadedKeys: n.loadedKeys.Load(), LoadErrors: n.loadErrors.Load(), LoadPanics: n.loadPanics.Load(),
+		LoadsRefused: n.loadsRefused.Load(), StaleServed: n.staleServed.Load(), StaleErrors: n.staleErrors.Load(),
+		Shed: n.shed.Load(), BackOffs: n.backOffs.Load(),
+		SharedErrors: n.sharedErrors.Load(), EncodeErrors: n.encodeErrors.Load(), DecodeErrors: n.decodeErrors.Load(),
+		BusGaps: n.busGaps.Load(), Invalidations: n.invalidations.Load(), Events: n.events.Load(),
+		Pending:      uint64(c.pending.Len()),
+		LoadsRunning: c.gate.Running(), LoadsWaiting: c.gate.Waiting(),
+	}
+	m := c.memory.Stats()
+	s.MemoryBytes, s.MemoryEntries = m.Bytes, m.Entries
+	if c.filter != nil {
+		s.FilterRows = c.filter.Stats().Added
+	}
+	return s
+}
