@@ -120,7 +120,7 @@ func (f *Filter) merged() *state {
 type Stats struct {
 	Capacity      uint64  // keys it was made for
 	Added         uint64  // different keys added, as the set bits tell it: within about a percent while Fill is below 0.9
-	Fill          float64 // fraction of its bits that are set, [0,1]; 0.5 at Capacity
+	Fill          float64 // fraction of its bits that are set, [0,1]; about 0.5 at Capacity
 	EstimatedRate float64 // fraction of absent keys that pass now, [0,1]
 	Bytes         uint64  // of the bits and the table of recent additions
 	Recent        uint64  // additions not yet merged

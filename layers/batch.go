@@ -343,7 +343,7 @@ func (a *answer) split(b *batch, bySlot bool) {
 	}
 }
 
-// hurry is called when a quarter of the budget is over. If b still waits, all flushers are busy with a call that is late as well.
+// hurry is called when b is late. If b still waits, all flushers are busy with a call that is late as well.
 func (b *batch) hurry() {
 	g := &b.m.gets
 	g.mu.Lock()

@@ -8,8 +8,8 @@ import (
 
 // Events are the ears of one cache: what the bus tells it. Any of them may be nil.
 //
-// They are called one at a time, never two of the same cache at once, Cleared excepted. They must not block and must not open or close
-// anything of the Redis they belong to: closing waits for the one under way. None is called by the bus after the space is closed.
+// They are called one at a time, never two of the same cache at once. They must not block and must not open or close
+// anything of the Redis they belong to: closing waits for the one under way. None runs after the space is closed.
 type Events struct {
 	// Invalidated is told the string form of a key that another process invalidated.
 	Invalidated func(id string)

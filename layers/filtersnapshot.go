@@ -34,8 +34,9 @@ func (s *Space) SaveFilter(ctx context.Context, cursor string, snapshot []byte) 
 	if err := s.filterPlace(ctx, part, head); err != nil {
 		return err
 	}
-	return s.filterDo(ctx, filterBudget, func(ctx context.Context) error {
-		if err := s.r.rdb.Publish(ctx, s.channel, s.r.bus.event(s, 'f', "")).Err(); err != nil {
+	return s.filterDo(ctx, filterBudget, s.filterKey(), func(ctx context.Context) error {
+		// Once: a second copy would carry the same number.
+		if err := s.r.rdb.Process(ctx, once{redis.NewIntCmd(ctx, "publish", s.channel, s.r.bus.event(s, eventFilter, ""))}); err != nil {
 			return fmt.Errorf("layers: the filter is stored, but the event that says so was not sent: %w", err)
 		}
 		return nil
@@ -43,7 +44,7 @@ func (s *Space) SaveFilter(ctx context.Context, cursor string, snapshot []byte) 
 }
 
 func (s *Space) filterPiece(ctx context.Context, part string, at int, piece []byte) error {
-	err := s.filterDo(ctx, filterBudget, func(ctx context.Context) error {
+	err := s.filterDo(ctx, filterBudget, s.filterKey(), func(ctx context.Context) error {
 		pipe := s.r.rdb.TxPipeline()
 		pipe.SetRange(ctx, part, int64(at), string(piece))
 		pipe.PExpire(ctx, part, filterPartLife)
@@ -56,37 +57,42 @@ func (s *Space) filterPiece(ctx context.Context, part string, at int, piece []by
 	return nil
 }
 
-// filterPlace moves the part to the snapshot's place. A repeated move finds no part: then the place tells whether the first one was
-// done.
+// filterPlace moves the part to the snapshot's place, if it is whole: a part that Redis lost on the way and that later pieces made
+// anew has no head. (Lost after that look, it cannot be moved.) A repeated move finds no part: then the place tells whether the
+// first one was done.
 func (s *Space) filterPlace(ctx context.Context, part string, head filterHead) error {
 	key := s.filterKey()
-	err := s.filterDo(ctx, filterBudget, func(ctx context.Context) error {
+	grown, _, err := s.filterHead(ctx, part)
+	switch {
+	case err != nil && !errors.Is(err, ErrFilterForeign):
+		return err
+	case grown.token != head.token:
+		return ErrFilterLost
+	}
+	err = s.filterDo(ctx, filterBudget, key, func(ctx context.Context) error {
 		pipe := s.r.rdb.TxPipeline()
 		pipe.Rename(ctx, part, key)
 		pipe.PExpire(ctx, key, filterLife)
 		_, err := pipe.Exec(ctx)
 		return err
 	})
-	stands, _, headErr := s.filterHead(ctx)
-	switch {
-	case headErr == nil && stands.token == head.token:
-		return nil // also after an error: an earlier attempt did it
-	case err != nil:
-		return fmt.Errorf("layers: putting the filter in its place: %w", err)
-	case headErr != nil && !errors.Is(headErr, ErrFilterForeign):
-		return fmt.Errorf("layers: looking whether the filter is in its place: %w", headErr)
+	if err == nil {
+		return nil
 	}
-	return ErrFilterLost
+	if stands, _, headErr := s.filterHead(ctx, key); headErr == nil && stands.token == head.token {
+		return nil // an earlier attempt did it
+	}
+	return fmt.Errorf("layers: putting the filter in its place: %w", err)
 }
 
-// filterHead reads the head of what is stored. found is false if nothing is.
-func (s *Space) filterHead(ctx context.Context) (head filterHead, found bool, err error) {
+// filterHead reads the head of what is stored at key, the snapshot's place or a part. found is false if nothing is.
+func (s *Space) filterHead(ctx context.Context, key string) (head filterHead, found bool, err error) {
 	var start *redis.StringCmd
 	var length *redis.IntCmd
-	err = s.filterDo(ctx, filterBudget, func(ctx context.Context) error {
+	err = s.filterDo(ctx, filterBudget, s.filterKey(), func(ctx context.Context) error {
 		pipe := s.r.rdb.TxPipeline()
-		length = pipe.StrLen(ctx, s.filterKey())
-		start = pipe.GetRange(ctx, s.filterKey(), 0, filterHeadBytes-1)
+		length = pipe.StrLen(ctx, key)
+		start = pipe.GetRange(ctx, key, 0, filterHeadBytes-1)
 		_, err := pipe.Exec(ctx)
 		return err
 	})
@@ -108,7 +114,7 @@ func (s *Space) filterHead(ctx context.Context) (head filterHead, found bool, er
 // the snapshot was replaced meanwhile: then it begins again, three times at most.
 func (s *Space) LoadFilter(ctx context.Context) (snapshot []byte, cursor string, err error) {
 	for range 3 {
-		head, found, err := s.filterHead(ctx)
+		head, found, err := s.filterHead(ctx, s.filterKey())
 		if err != nil || !found {
 			return nil, "", err
 		}
@@ -116,7 +122,7 @@ func (s *Space) LoadFilter(ctx context.Context) (snapshot []byte, cursor string,
 		if err != nil {
 			return nil, "", err
 		}
-		after, found, err := s.filterHead(ctx)
+		after, found, err := s.filterHead(ctx, s.filterKey())
 		if err != nil {
 			return nil, "", err
 		}
@@ -133,7 +139,7 @@ func (s *Space) filterBody(ctx context.Context, head filterHead) ([]byte, error)
 	for uint64(len(data)) < head.length {
 		at := int64(filterHeadBytes + len(data))
 		var piece string
-		err := s.filterDo(ctx, filterBudget, func(ctx context.Context) (err error) {
+		err := s.filterDo(ctx, filterBudget, s.filterKey(), func(ctx context.Context) (err error) {
 			piece, err = s.r.rdb.GetRange(ctx, s.filterKey(), at, at+filterChunk-1).Result()
 			return err
 		})

@@ -37,7 +37,7 @@ const (
 	filterChunk = 1 << 20
 	// filterPartLife bounds what a crash in the middle of storing a snapshot leaves behind.
 	filterPartLife = 10 * time.Minute
-	// filterBudget is for one round trip of what is done here. Nobody's Get waits for it.
+	// filterBudget is for one round trip of what is done in the background here. Nobody waits for it. Chosen; not tuned.
 	filterBudget = 2 * time.Second
 	// filterMaxBytes is what a Redis string can hold.
 	filterMaxBytes = 512 << 20
@@ -62,32 +62,55 @@ func (s *Space) filterStreamKey() string { return s.filterKey() + ":new" }
 // filterPartKey is where a snapshot grows before it is moved to its place. The hash tag keeps it in the slot of that place.
 func (s *Space) filterPartKey(token string) string { return "{" + s.filterKey() + "}:part:" + token }
 
-// filterDo runs f with a budget of its own and returns at the latest when that is over or ctx ends, whatever the client's time-outs
-// are. f then goes on, for as long as the client lets it, on one goroutine; what it did is unknown.
-func (s *Space) filterDo(ctx context.Context, budget time.Duration, f func(ctx context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, budget)
+// filterDo runs f, whose commands are of key's slot, unless key's master is known to be unreachable. It returns at the latest when the
+// budget is over or ctx ends, whatever the client's time-outs are: with an error then, what f did being unknown. f itself may go on
+// until the client gives up, which is after one of its time-outs, since it does not try again then.
+func (s *Space) filterDo(ctx context.Context, budget time.Duration, key string, f func(ctx context.Context) error) error {
+	if err := ctx.Err(); err != nil {
+		return endOf(ctx)
+	}
+	if !s.r.reachable(key) {
+		return ErrUnreachable
+	}
+	within, cancel := context.WithTimeout(ctx, budget)
 	done := make(chan error, 1)
-	go func() {
+	if !s.r.spawn(func() {
 		defer cancel()
-		done <- f(ctx)
-	}()
+		done <- f(within)
+	}) {
+		cancel()
+		return errRedisClosed
+	}
+	var err error
 	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
+	case err = <-done:
+	case <-within.Done():
 		select {
-		case err := <-done:
-			return err
+		case err = <-done: // ended, and the answer is there: it wins
 		default:
-			return context.Cause(ctx)
+			err = within.Err()
 		}
 	}
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return endOf(ctx)
+	case errors.Is(err, context.DeadlineExceeded):
+		return ErrTimeout
+	}
+	return err
 }
 
 // AppendAnnounced adds ids to the announcements that every process reads: before the insert of their rows commits. It makes the
 // stream where there is none. One round trip for 1,000 ids. With an error it is unknown which were added, and nothing must be
 // inserted yet; adding them again does no harm.
 func (s *Space) AppendAnnounced(ctx context.Context, ids ...string) error {
+	for _, id := range ids {
+		if len(id) > MaxKeyBytes {
+			return fmt.Errorf("%w: %d bytes, at most %d", ErrKeyTooLong, len(id), MaxKeyBytes)
+		}
+	}
 	for len(ids) > 0 {
 		page := ids[:min(len(ids), filterPage)]
 		ids = ids[len(page):]
@@ -106,7 +129,7 @@ func (s *Space) filterAppend(ctx context.Context, kind byte, values ...string) (
 	field := string(kind) + base64.RawURLEncoding.EncodeToString(random[:])
 	stream := s.filterStreamKey()
 	var last *redis.StringCmd
-	err := s.filterDo(ctx, filterBudget, func(ctx context.Context) error {
+	err := s.filterDo(ctx, s.r.writeTimeout, stream, func(ctx context.Context) error {
 		pipe := s.r.rdb.TxPipeline()
 		for _, value := range values {
 			last = pipe.XAdd(ctx, &redis.XAddArgs{Stream: stream, MaxLen: filterStreamMax, Approx: true, Values: []string{field, value}})
@@ -132,7 +155,7 @@ func (s *Space) BeginFilter(ctx context.Context, reach time.Duration) (cursor st
 	stream := s.filterStreamKey()
 	var first, oldest *redis.XMessageSliceCmd
 	var length *redis.IntCmd
-	err = s.filterDo(ctx, filterBudget, func(ctx context.Context) error {
+	err = s.filterDo(ctx, filterBudget, stream, func(ctx context.Context) error {
 		pipe := s.r.rdb.Pipeline()
 		length = pipe.XLen(ctx, stream)
 		oldest = pipe.XRangeN(ctx, stream, "-", "+", 1)
@@ -162,8 +185,9 @@ func (s *Space) Announced(ctx context.Context, cursor string) (ids []string, nex
 		return nil, "", false, nil
 	}
 	var entries []redis.XMessage
-	err = s.filterDo(ctx, filterBudget, func(ctx context.Context) (err error) {
-		entries, err = s.r.rdb.XRangeN(ctx, s.filterStreamKey(), c.id, "+", filterPage+1).Result()
+	stream := s.filterStreamKey()
+	err = s.filterDo(ctx, filterBudget, stream, func(ctx context.Context) (err error) {
+		entries, err = s.r.rdb.XRangeN(ctx, stream, c.id, "+", filterPage+1).Result()
 		return err
 	})
 	if err != nil {
@@ -184,7 +208,7 @@ func (s *Space) Announced(ctx context.Context, cursor string) (ids []string, nex
 
 // KeepFilter renews the expiry of the snapshot and of the stream, where they are: once a minute from one process is plenty.
 func (s *Space) KeepFilter(ctx context.Context) error {
-	return s.filterDo(ctx, filterBudget, func(ctx context.Context) error {
+	return s.filterDo(ctx, filterBudget, s.filterKey(), func(ctx context.Context) error {
 		pipe := s.r.rdb.Pipeline() // in a Cluster one for each key's master
 		pipe.PExpire(ctx, s.filterKey(), filterLife)
 		pipe.PExpire(ctx, s.filterStreamKey(), filterLife)

@@ -85,7 +85,7 @@ func (b *bus) beat(ctx context.Context, count int) {
 	ears := b.open()
 	if count%beatEvery == 0 {
 		// By another master each time, so that one whose events do not get through is shown by the next beat.
-		slices.SortFunc(masters, func(x, y *master) int { return cmp.Compare(x.addr, y.addr) })
+		slices.SortFunc(masters, func(x, y *master) int { return cmp.Compare(x.id, y.id) })
 		b.number(ctx, masters[count/beatEvery%len(masters)], ears)
 	}
 	for _, e := range ears {
@@ -139,13 +139,13 @@ func (b *bus) probe(ctx context.Context, beat bool) []*master {
 	var mu sync.Mutex
 	var answered []*master
 	b.r.eachMaster(ctx, func(ctx context.Context, m *master) {
-		number := b.sending(m.addr, round, beat)
-		cmd := redis.NewIntCmd(ctx, "publish", b.private, strconv.FormatUint(number, 10)+"|"+m.addr)
+		number := b.sending(m.id, round, beat)
+		cmd := redis.NewIntCmd(ctx, "publish", b.private, strconv.FormatUint(number, 10)+"|"+m.id)
 		err := m.do(ctx, cmd)
 		if err == nil {
 			err = cmd.Err()
 		}
-		b.sent(m.addr, number, ready && beat, err)
+		b.sent(m.id, number, ready && beat, err)
 		var reply redis.Error
 		if err == nil || errors.As(err, &reply) {
 			mu.Lock()
@@ -305,7 +305,7 @@ func (b *bus) master(ctx context.Context, turn int) (*redis.Client, error) {
 	if len(masters) == 0 {
 		return nil, errNoMaster
 	}
-	slices.SortFunc(masters, func(x, y *master) int { return cmp.Compare(x.addr, y.addr) })
+	slices.SortFunc(masters, func(x, y *master) int { return cmp.Compare(x.id, y.id) })
 	n := masters[turn%len(masters)].node.Load()
 	if n == nil {
 		return nil, nil

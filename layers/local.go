@@ -32,6 +32,7 @@ const (
 type localOwner struct {
 	trust atomic.Uint64
 	floor atomic.Uint64 // cells of an older epoch are dead
+	tail  uintptr       // where a cell's tail stands
 }
 
 // shut makes every cell of the cache dead, and every mark void.
@@ -118,6 +119,7 @@ func NewLocal[K comparable, V any](m *Memory, o LocalOptions[K, V]) (*Local[K, V
 		text:   o.Direct && t.Kind() == reflect.String,
 		o:      o,
 	}
+	l.own.tail = tailOffset[K, V]()
 	if err := m.join(o.Name, &l.own); err != nil {
 		return nil, err
 	}
@@ -161,7 +163,7 @@ func (l *Local[K, V]) Get(key K) (V, State) {
 		return l.getByString(key)
 	}
 	h := maphash.Comparable(l.seed, key)
-	if p := l.front.slot(h).Load(); p != nil && p.hash == h && p.owner == &l.own {
+	if p := l.front.get(h); p != nil && p.owner == &l.own {
 		// The cast is sound: a cell's owner is the localOwner inside the one Local that made it, and a Local[K,V] makes cells of
 		// type cell[K,V] only. The head is the cell's first field, and the pointer keeps the whole cell alive.
 		c := (*cell[K, V])(unsafe.Pointer(p))
@@ -172,9 +174,33 @@ func (l *Local[K, V]) Get(key K) (V, State) {
 	return l.getStored(h, key, "")
 }
 
+func (l *Local[K, V]) getByString(key K) (V, State) {
+	id := l.o.String(key)
+	h := maphash.String(l.seed, id)
+	if c := l.mine(l.front.get(h), h, key, id); c != nil {
+		if s := c.state.Load(); s&stateDead == 0 {
+			return l.answer(c, s)
+		}
+	}
+	return l.getStored(h, key, id)
+}
+
+// getStored is Get where the front does not know the key.
+func (l *Local[K, V]) getStored(h uint64, key K, id string) (v V, found State) {
+	c, stored := l.find(h, key, id)
+	if c == nil {
+		return v, Miss
+	}
+	v, found = l.answer(c, c.state.Load())
+	if stored && found != Miss {
+		l.front.offer(h, &c.cellHead, uint64(l.clock.edge.Load())>>frontTurn)
+	}
+	return v, found
+}
+
 // answer judges a live cell of the key.
 func (l *Local[K, V]) answer(c *cell[K, V], state uint32) (v V, found State) {
-	if c.trust != l.own.trust.Load() || !l.clock.before(min(c.soft, c.young)) {
+	if c.trust != l.own.trust.Load() || !l.clock.before(c.fresh) {
 		return v, Miss
 	}
 	c.use(state)
@@ -184,54 +210,42 @@ func (l *Local[K, V]) answer(c *cell[K, V], state uint32) (v V, found State) {
 	return c.value, Hit
 }
 
-func (l *Local[K, V]) getByString(key K) (V, State) {
-	id := l.o.String(key)
-	h := maphash.String(l.seed, id)
-	if c := l.mine(l.front.slot(h).Load(), h, key, id); c != nil {
-		if s := c.state.Load(); s&stateDead == 0 {
-			return l.answer(c, s)
-		}
+// find returns the key's newest cell, nil if it has none alive, and whether ristretto has it.
+//
+// A live cell met anywhere is the newest: a put kills the older one before anybody can see the newer. That ristretto has none alive says
+// nothing: a put of before may be in the overlay. That the overlay has none says nothing either, once ristretto was asked without the lock:
+//  1. a reader asks ristretto: nothing yet
+//  2. the flusher's change is applied there, and taken off the overlay
+//  3. the reader looks at the overlay: nothing any more
+//
+// Hence both are asked again under the stripe's lock, without which nothing is taken off.
+func (l *Local[K, V]) find(h uint64, key K, id string) (c *cell[K, V], stored bool) {
+	if c := l.mine(l.mem.stored(h), h, key, id); c != nil && c.alive() {
+		return c, true
 	}
-	return l.getStored(h, key, id)
-}
-
-// getStored asks ristretto, then the overlay.
-func (l *Local[K, V]) getStored(h uint64, key K, id string) (v V, found State) {
 	s := l.mem.stripe(h)
-	if c := l.mine(l.mem.stored(s, h), h, key, id); c != nil {
-		if st := c.state.Load(); st&stateDead == 0 {
-			v, found = l.answer(c, st)
-			if found != Miss {
-				l.front.offer(&c.cellHead, uint64(l.clock.edge.Load())>>22)
-			}
-			return v, found
-		}
-	}
-	// Settled under the lock: a put that ristretto had not applied when it was asked can be there by now, and off the overlay.
 	s.mu.Lock()
 	p := l.mem.currentLocked(s, h)
 	s.mu.Unlock()
-	if c := l.mine(p, h, key, id); c != nil {
-		if st := c.state.Load(); st&stateDead == 0 {
-			return l.answer(c, st)
-		}
+	if c := l.mine(p, h, key, id); c != nil && c.alive() { // not under the lock: it may call the user's String
+		return c, false
 	}
-	return v, Miss
+	return nil, false
 }
 
 // mine returns the cell if it is this cache's, of this key.
 func (l *Local[K, V]) mine(p *cellHead, h uint64, key K, id string) *cell[K, V] {
-	if p == nil || p.hash != h || p.owner != &l.own {
+	if p == nil || p.owner != &l.own {
 		return nil
 	}
 	c := (*cell[K, V])(unsafe.Pointer(p)) // sound: see Get
-	if l.direct {
+	switch {
+	case l.direct:
 		if c.key == key {
 			return c
 		}
-		return nil
-	}
-	if l.strict && c.key == key || l.o.String(c.key) == id {
+	case c.t.hash != h:
+	case l.strict && c.key == key || l.o.String(c.key) == id:
 		return c
 	}
 	return nil
@@ -257,20 +271,20 @@ type Copy[V any] struct {
 // fails.
 func (l *Local[K, V]) Look(key K) (Copy[V], bool) {
 	h, id := l.hash(key)
-	s := l.mem.stripe(h)
-	s.mu.Lock()
-	p := l.mem.currentLocked(s, h)
-	s.mu.Unlock()
-	c := l.mine(p, h, key, id) // not under the lock: it may call the user's String
+	c := l.mine(l.front.get(h), h, key, id)
+	if c == nil || !c.alive() {
+		c, _ = l.find(h, key, id)
+	}
 	now := l.clock.now()
-	if c == nil || c.over(now) || !c.alive() {
+	if c == nil || c.over(now) {
 		return Copy[V]{}, false
 	}
 	c.use(c.state.Load())
+	_, young := c.ends()
 	return Copy[V]{
 		Entry:   c.entry(l.clock),
 		Trusted: c.trust == l.own.trust.Load(),
-		Young:   now < c.young,
+		Young:   now < young,
 	}, true
 }
 
@@ -325,12 +339,15 @@ func (l *Local[K, V]) put(key K, e *Entry[V], m Mark, doubt, bump, keep bool) bo
 	s := l.mem.stripe(h)
 	s.mu.Lock()
 	stood := l.stands(s, m) && !l.mem.closed.Load()
-	if bump {
-		l.mem.bumpLocked(s, h)
-	}
 	kept, victims := false, room[:0]
-	if c != nil && stood {
-		kept, victims = l.mem.putLocked(s, &c.cellHead, victims)
+	switch {
+	case c != nil && stood:
+		if bump {
+			s.epoch.Add(1)
+		}
+		kept, victims = l.mem.putLocked(s, &c.cellHead, victims) // kills the older cell in any case
+	case bump:
+		l.mem.bumpLocked(s, h)
 	}
 	s.mu.Unlock()
 	l.mem.kick()
@@ -345,12 +362,11 @@ func (l *Local[K, V]) put(key K, e *Entry[V], m Mark, doubt, bump, keep bool) bo
 
 // cellOf makes the cell of an entry; nil if the entry is past its hard end.
 func (l *Local[K, V]) cellOf(h uint64, key K, id string, e *Entry[V], m Mark, doubt bool) *cell[K, V] {
-	c := newCell(l.clock, &l.own, h, key, e)
 	now := l.clock.now()
-	if now >= c.hard {
+	if now >= l.clock.since(e.Hard) {
 		return nil
 	}
-	c.young = now + int64(Shorten(l.o.TTL, l.o.Jitter, rand.Float64()))
+	c := newCell(l.clock, &l.own, h, key, e, now+int64(Shorten(l.o.TTL, l.o.Jitter, rand.Float64())))
 	c.trust = m.trust
 	if doubt || m.trust&wordDeaf != 0 {
 		c.trust = m.trust&^wordDeaf | wordDoubt

@@ -16,6 +16,9 @@ const (
 	maxOverruns = 3           // budgets overrun in a row that make a master unreachable (DESIGN §7)
 	maxProbes   = 2           // of one master under way at a time: the heartbeat's and one of ours
 	probeEvery  = time.Second // chosen; not tuned
+
+	lateAfter  = 25 * time.Millisecond  // or a quarter of the budget: from then on a call is late and is looked after; chosen; not tuned
+	checkEvery = 100 * time.Millisecond // at most one bare dial in this time; chosen; not tuned
 )
 
 // master is one Redis master: who waits for it, and whether it can be reached.
@@ -25,7 +28,7 @@ const (
 // calls meet at once is one overrun, so a state takes maxOverruns budgets of silence to change.
 type master struct {
 	r     *Redis
-	addr  string
+	id    string               // its address
 	moved bool                 // what is asked here has left its master: answers are not kept
 	node  atomic.Pointer[node] // nil: through r.rdb itself
 
@@ -49,8 +52,8 @@ type node struct {
 	read, write *redis.Client // with our budgets as their time-outs
 }
 
-func newMaster(r *Redis, addr string) *master {
-	m := &master{r: r, addr: addr}
+func newMaster(r *Redis, id string) *master {
+	m := &master{r: r, id: id}
 	m.gets.under = make(map[string]*request)
 	return m
 }
@@ -58,6 +61,14 @@ func newMaster(r *Redis, addr string) *master {
 // setNode makes c the client of this master.
 func (m *master) setNode(c *redis.Client) {
 	m.node.Store(&node{client: c, read: withBudget(c, m.r.readTimeout), write: withBudget(c, m.r.writeTimeout)})
+}
+
+// client returns the node's own client; nil if it is not known, since everything goes through a client of another kind.
+func (m *master) client() *redis.Client {
+	if n := m.node.Load(); n != nil {
+		return n.client
+	}
+	return nil
 }
 
 // withBudget returns a form of c whose calls end with budget, whatever c's own time-outs are, and with their context. The options
@@ -227,9 +238,9 @@ func (m *master) change(reachable bool, why error) {
 	m.down.Store(!reachable)
 	m.r.counts.changes.Add(1)
 	if reachable {
-		m.r.log.Info("tiercache: redis is reachable again", "master", m.addr)
+		m.r.log.Info("tiercache: redis is reachable again", "master", m.id)
 	} else {
-		m.r.log.Warn("tiercache: redis is unreachable, going on without it", "master", m.addr, "error", why)
+		m.r.log.Warn("tiercache: redis is unreachable, going on without it", "master", m.id, "error", why)
 		m.drop(ErrUnreachable)
 		m.r.reload()
 	}
@@ -260,14 +271,15 @@ func (m *master) explain(err error) error {
 }
 
 // check dials the master once, in the background, and hangs up: the client would try for longer than a budget before it said
-// that a connection was refused. At most one at a time, and one a budget.
+// that a connection was refused. At most one at a time, and not more often
+// than every checkEvery.
 func (m *master) check() {
 	n := m.node.Load()
 	if n == nil || m.down.Load() {
 		return
 	}
 	now := time.Now()
-	if now.UnixNano()-m.checked.Load() < int64(m.r.readTimeout) || !m.checking.CompareAndSwap(false, true) {
+	if now.UnixNano()-m.checked.Load() < int64(checkEvery) || !m.checking.CompareAndSwap(false, true) {
 		return
 	}
 	m.checked.Store(now.UnixNano())
@@ -315,10 +327,10 @@ func (c *call) init(m *master, values context.Context, budget time.Duration, own
 	c.until = c.start.Add(budget)
 	c.done = make(chan struct{})
 	c.timer = time.AfterFunc(time.Hour, c.tick)
-	c.timer.Reset(budget / 4) // not before c.timer stands
+	c.timer.Reset(min(budget/4, lateAfter)) // not before c.timer stands
 }
 
-// tick runs at a quarter of the budget and at its end.
+// tick runs when the call is late and when its budget is over.
 func (c *call) tick() {
 	if c.late.CompareAndSwap(false, true) {
 		if c.ended.Load() {

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"github.com/dgraph-io/ristretto/v2"
 )
@@ -24,6 +25,11 @@ const (
 	sweepPass  = 200 // sweeps that see every cell once: 10 s. Chosen; not tuned.
 	sweepLeast = 64  // cells a sweep looks at, at least
 
+	// heldShare and heldLeast bound the bytes of dead cells that wait to be taken off ristretto: an eighth of the bytes, or 1 MiB. Beyond it puts
+	// are dropped. Chosen; not tuned.
+	heldShare = 8
+	heldLeast = 1 << 20
+
 	// entryShare is the largest fraction of the bytes that one entry may take: an eighth.
 	entryShare = 8
 )
@@ -37,7 +43,8 @@ type MemoryOptions struct {
 type MemoryStats struct {
 	Bytes   uint64 // counted for the entries it has
 	Entries uint64
-	Evicted uint64 // entries that went for space, by time or with their cache
+	Evicted uint64 // entries that went for space
+	Expired uint64 // entries found past their hard end, or of a cache that was dropped or closed
 	Refused uint64 // puts of entries larger than an eighth of MaxBytes
 	Dropped uint64 // puts dropped because too many had not reached the store yet; an older entry of the key went with them
 	Lost    uint64 // entries that the store did not keep; 0 as far as we know it
@@ -63,6 +70,7 @@ type Memory struct {
 	front    *frontTable
 	clock    *coarseClock
 	stripes  *[stripeCount]memStripe
+	readers  *readerCount
 
 	dirty  atomic.Bool   // the flusher was kicked and has not begun to look yet
 	kicks  chan struct{} // to the flusher
@@ -73,24 +81,48 @@ type Memory struct {
 	once   sync.Once
 	wait   sync.WaitGroup
 
+	held                   atomic.Int64 // bytes of dead cells that ristretto may still hold
 	refused, dropped, lost atomic.Uint64
 
 	mu     sync.Mutex
 	owners map[string]*localOwner
 }
 
-// memStripe is what the keys of one stripe share. On two cache lines of its own.
+// memStripe is what the keys of one stripe share. On a cache line of its own.
 type memStripe struct {
 	epoch   atomic.Uint64 // moved under mu by every bump
-	readers atomic.Int64  // calls that may be inside ristretto
 	mu      sync.Mutex
 	overlay map[uint64]wanted
 	cells   int // of the overlay that are puts
-	_       [128 - 8 - 8 - 8 - 8 - 8]byte
+	_       [64 - 8 - 8 - 8 - 8]byte
 }
 
-// wanted is what ristretto should have for a hash: a cell, or nothing.
-type wanted struct{ cell *cellHead }
+// readerCount counts the calls that may be inside ristretto. A reader counts in a part chosen by where its stack is: so one goroutine stays
+// with one part, and two seldom share one.
+type readerCount [64]struct {
+	n atomic.Int64
+	_ [56]byte
+}
+
+func (r *readerCount) here() *atomic.Int64 {
+	var local byte
+	return &r[uintptr(unsafe.Pointer(&local))>>11%uintptr(len(r))].n
+}
+
+// drain waits until nobody is inside. A reader's stay is one look-up.
+func (r *readerCount) drain() {
+	for i := range r {
+		for r[i].n.Load() > 0 {
+			time.Sleep(10 * time.Microsecond)
+		}
+	}
+}
+
+// wanted is what ristretto should have for a hash.
+type wanted struct {
+	cell *cellHead // nil: nothing
+	held int64     // bytes of dead cells that ristretto may hold until then
+}
 
 // NewMemory makes a Memory. Close it after its caches.
 func NewMemory(o MemoryOptions) (*Memory, error) {
@@ -114,15 +146,16 @@ func NewMemory(o MemoryOptions) (*Memory, error) {
 	m := &Memory{
 		maxBytes: o.MaxBytes,
 		store:    store,
-		policy:   newEvictPolicy(o.MaxBytes),
 		front:    new(frontTable),
 		clock:    newCoarseClock(),
 		stripes:  new([stripeCount]memStripe),
+		readers:  new(readerCount),
 		kicks:    make(chan struct{}, 1),
 		wakes:    make(chan struct{}, 1),
 		done:     make(chan struct{}),
 		owners:   make(map[string]*localOwner),
 	}
+	m.policy = newEvictPolicy(o.MaxBytes, m.clock)
 	for i := range m.stripes {
 		m.stripes[i].overlay = make(map[uint64]wanted)
 	}
@@ -150,10 +183,8 @@ func (m *Memory) Close() error {
 			clear(s.overlay)
 			s.cells = 0
 			s.mu.Unlock()
-			for s.readers.Load() > 0 { // a reader's stay is one look-up
-				time.Sleep(10 * time.Microsecond)
-			}
 		}
+		m.readers.drain()
 		m.store.Close()
 		m.policy.removeAll()
 		m.front.clear()
@@ -163,11 +194,14 @@ func (m *Memory) Close() error {
 
 // Stats returns the counters of this moment.
 func (m *Memory) Stats() MemoryStats {
-	bytes, count, evicted := m.policy.size()
+	p := m.policy
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	return MemoryStats{
-		Bytes:   uint64(bytes),
-		Entries: uint64(count),
-		Evicted: evicted,
+		Bytes:   uint64(p.used),
+		Entries: uint64(p.count),
+		Evicted: p.evicted,
+		Expired: p.expired,
 		Refused: m.refused.Load(),
 		Dropped: m.dropped.Load(),
 		Lost:    m.lost.Load(),
@@ -203,14 +237,15 @@ func (m *Memory) stripe(hash uint64) *memStripe { return &m.stripes[hash>>56] }
 
 // stored returns what ristretto has for the hash, dead or alive. Readers are counted, so that Close never ends ristretto under one:
 // either the reader sees closed, or Close sees the reader.
-func (m *Memory) stored(s *memStripe, hash uint64) *cellHead {
-	s.readers.Add(1)
+func (m *Memory) stored(hash uint64) *cellHead {
+	n := m.readers.here()
+	n.Add(1)
 	if m.closed.Load() {
-		s.readers.Add(-1)
+		n.Add(-1)
 		return nil
 	}
 	c, _ := m.store.Get(hash)
-	s.readers.Add(-1)
+	n.Add(-1)
 	return c
 }
 
@@ -219,17 +254,18 @@ func (m *Memory) currentLocked(s *memStripe, hash uint64) *cellHead {
 	if w, ok := s.overlay[hash]; ok {
 		return w.cell
 	}
-	return m.stored(s, hash)
+	return m.stored(hash)
 }
 
-// putLocked makes c the newest cell of its hash, whatever key stood there, and appends what had to go for it to victims. The caller holds
-// the stripe's lock and has compared the mark under it.
+// putLocked makes c the newest cell of its hash, whatever key stood there, and appends what had to go for it to victims. The older cell
+// dies even if c is not kept. The caller holds the stripe's lock and has compared the mark under it.
 func (m *Memory) putLocked(s *memStripe, c *cellHead, victims []*cellHead) (bool, []*cellHead) {
-	old := m.currentLocked(s, c.hash)
+	hash := c.tail().hash
+	old := m.currentLocked(s, hash)
 	switch {
 	case int64(c.bytes) > m.maxBytes/entryShare:
 		m.refused.Add(1)
-	case s.cells >= overlayStripe:
+	case s.cells >= overlayStripe || m.held.Load() > max(m.maxBytes/heldShare, heldLeast):
 		m.dropped.Add(1)
 	default:
 		if old != nil {
@@ -239,7 +275,7 @@ func (m *Memory) putLocked(s *memStripe, c *cellHead, victims []*cellHead) (bool
 		} else {
 			victims = m.policy.add(c, victims)
 		}
-		s.wantLocked(c.hash, c)
+		m.wantLocked(s, hash, c, old)
 		return true, victims
 	}
 	if old != nil {
@@ -248,15 +284,22 @@ func (m *Memory) putLocked(s *memStripe, c *cellHead, victims []*cellHead) (bool
 	return false, victims
 }
 
-// wantLocked writes what ristretto should have. The caller holds the stripe's lock, and kicks after it gave that up.
-func (s *memStripe) wantLocked(hash uint64, c *cellHead) {
-	if old := s.overlay[hash]; old.cell != nil {
+// wantLocked writes what ristretto should have, c or nothing, instead of old. The caller holds the stripe's lock, and kicks once it has
+// given that up.
+func (m *Memory) wantLocked(s *memStripe, hash uint64, c, old *cellHead) {
+	w := s.overlay[hash]
+	if w.cell != nil {
 		s.cells--
 	}
 	if c != nil {
 		s.cells++
 	}
-	s.overlay[hash] = wanted{cell: c}
+	if old != nil {
+		w.held += int64(old.bytes)
+		m.held.Add(int64(old.bytes))
+	}
+	w.cell = c
+	s.overlay[hash] = w
 }
 
 // bumpLocked moves the stripe's epoch and kills what stands under the hash: another key there, a one in 2^64 chance, goes as well. The
@@ -273,17 +316,18 @@ func (m *Memory) killLocked(s *memStripe, c *cellHead) {
 	c.state.Or(stateDead)
 	m.front.forget(c)
 	m.policy.remove(c)
-	s.wantLocked(c.hash, nil)
+	m.wantLocked(s, c.tail().hash, nil, c)
 }
 
 // bury takes cells that the policy evicted off the store. They are dead already: until then they are only in the way. The caller holds no lock.
 func (m *Memory) bury(victims []*cellHead) {
 	for _, v := range victims {
 		m.front.forget(v)
-		s := m.stripe(v.hash)
+		hash := v.tail().hash
+		s := m.stripe(hash)
 		s.mu.Lock()
-		if !m.closed.Load() && m.currentLocked(s, v.hash) == v {
-			s.wantLocked(v.hash, nil)
+		if !m.closed.Load() && m.currentLocked(s, hash) == v {
+			m.wantLocked(s, hash, nil, v)
 		}
 		s.mu.Unlock()
 	}
@@ -335,7 +379,7 @@ func (m *Memory) flusher() {
 // change is one entry of the overlay under way to ristretto.
 type change struct {
 	hash uint64
-	cell *cellHead
+	wanted
 }
 
 func (m *Memory) collect(s *memStripe, batch []change) []change {
@@ -346,7 +390,7 @@ func (m *Memory) collect(s *memStripe, batch []change) []change {
 			m.kick()
 			break
 		}
-		batch = append(batch, change{h, w.cell})
+		batch = append(batch, change{hash: h, wanted: w})
 	}
 	return batch
 }
@@ -371,21 +415,33 @@ func (m *Memory) apply(batch []change) []change {
 	for _, c := range batch {
 		s := m.stripe(c.hash)
 		s.mu.Lock()
-		if w, ok := s.overlay[c.hash]; ok && w.cell == c.cell {
-			if c.cell != nil {
-				s.cells--
-				if got, _ := m.store.Get(c.hash); got != c.cell {
-					c.cell.state.Or(stateDead)
-					m.policy.remove(c.cell)
-					m.lost.Add(1)
-				}
-			}
-			delete(s.overlay, c.hash)
-		}
+		m.settleLocked(s, c)
 		s.mu.Unlock()
 	}
 	clear(batch)
 	return batch[:0]
+}
+
+// settleLocked takes an applied change off the overlay, if nobody wants something else by now. The caller holds the stripe's lock.
+func (m *Memory) settleLocked(s *memStripe, c change) {
+	w := s.overlay[c.hash]
+	if w.cell != c.cell {
+		m.held.Add(-c.held)
+		w.held -= c.held
+		s.overlay[c.hash] = w
+		return
+	}
+	m.held.Add(-w.held) // what was held since the change was collected never reached ristretto
+	delete(s.overlay, c.hash)
+	if c.cell == nil {
+		return
+	}
+	s.cells--
+	if got, _ := m.store.Get(c.hash); got != c.cell {
+		c.cell.state.Or(stateDead)
+		m.policy.remove(c.cell)
+		m.lost.Add(1)
+	}
 }
 
 // ticker moves the coarse clock and sweeps, while there are entries.
@@ -396,7 +452,7 @@ func (m *Memory) ticker() {
 		t.Stop()
 		m.clock.park()
 		m.idle.Store(true)
-		if _, count, _ := m.policy.size(); count == 0 {
+		if m.policy.entries() == 0 {
 			select {
 			case <-m.done:
 				return
@@ -425,7 +481,7 @@ func (m *Memory) tickUntilEmpty(ticks <-chan time.Time) bool {
 		if n%sweepEvery != 0 {
 			continue
 		}
-		_, count, _ := m.policy.size()
+		count := m.policy.entries()
 		if count == 0 {
 			return true
 		}
@@ -438,7 +494,7 @@ func (m *Memory) tickUntilEmpty(ticks <-chan time.Time) bool {
 // sweepOver removes every cell that is over, in steps.
 func (m *Memory) sweepOver() {
 	const step = 1024
-	_, count, _ := m.policy.size()
+	count := m.policy.entries()
 	m.policy.rewind()
 	var victims []*cellHead
 	for ; count > 0; count -= step {

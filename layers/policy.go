@@ -29,11 +29,13 @@ type evictPolicy struct {
 	windowGhosts ghostList
 	mainGhosts   ghostList
 	hand         *cellHead // where the sweep goes on; nil: at the window's oldest
-	evicted      uint64
+	clock        *coarseClock
+	evicted      uint64 // for space
+	expired      uint64 // because they were over
 }
 
-func newEvictPolicy(maxBytes int64) *evictPolicy {
-	return &evictPolicy{max: maxBytes, target: maxBytes * windowShare / 100}
+func newEvictPolicy(maxBytes int64, k *coarseClock) *evictPolicy {
+	return &evictPolicy{max: maxBytes, target: maxBytes / 100 * windowShare, clock: k}
 }
 
 // add takes a new cell in and returns victims with the cells appended that had to go for it: dead, in no region. The cell itself can be one.
@@ -42,10 +44,10 @@ func (p *evictPolicy) add(c *cellHead, victims []*cellHead) []*cellHead {
 	defer p.mu.Unlock()
 	region := stateWindow
 	switch {
-	case p.windowGhosts.take(c.hash):
+	case p.windowGhosts.take(c.tail().hash):
 		p.moveBorder(int64(c.bytes), p.windowGhosts.n, p.mainGhosts.n)
 		region = stateMain
-	case p.mainGhosts.take(c.hash):
+	case p.mainGhosts.take(c.tail().hash):
 		p.moveBorder(-int64(c.bytes), p.mainGhosts.n, p.windowGhosts.n)
 		region = stateMain
 	}
@@ -91,6 +93,7 @@ func (p *evictPolicy) sweep(n int, now int64, victims []*cellHead) []*cellHead {
 		}
 		p.hand = p.afterLocked(c)
 		if c.over(now) {
+			p.expired++
 			victims = p.dropLocked(c, victims)
 		}
 		if p.hand == nil {
@@ -118,11 +121,11 @@ func (p *evictPolicy) removeAll() {
 	}
 }
 
-// size returns the bytes and the number of the cells that stay.
-func (p *evictPolicy) size() (bytes, count int64, evicted uint64) {
+// entries returns the number of the cells that stay.
+func (p *evictPolicy) entries() int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.used, p.count, p.evicted
+	return p.count
 }
 
 // moveBorder moves the window's target by step bytes, more when the ghost list that was hit is the shorter one.
@@ -137,44 +140,47 @@ func (p *evictPolicy) moveBorder(step int64, hit, other int) {
 
 // balanceLocked evicts until the bytes fit, and lets the window's surplus go on to main while they do.
 func (p *evictPolicy) balanceLocked(victims []*cellHead) []*cellHead {
-	for p.window.bytes > p.target && p.used <= p.max {
-		p.promoteLocked(p.window.oldest)
-	}
-	for p.used > p.max {
-		if c := p.window.oldest; c != nil && (p.window.bytes > p.target || p.main.oldest == nil) {
-			victims = p.contestLocked(c, victims)
-		} else {
-			victims = p.evictMainLocked(victims)
+	if p.used > p.max {
+		now := p.clock.now()
+		for p.used > p.max {
+			victims = p.makeRoomLocked(now, victims)
 		}
+	}
+	// What is left of the window's surplus goes on only while there is room beside it: else it would pass the contest by.
+	for p.window.bytes > p.target && p.used+p.max/16 <= p.max {
+		p.promoteLocked(p.window.oldest)
 	}
 	return victims
 }
 
-// contestLocked decides about the window's oldest cell: on to main, or out.
-func (p *evictPolicy) contestLocked(c *cellHead, victims []*cellHead) []*cellHead {
-	uses := c.uses()
-	v := p.main.oldest
-	if v != nil && (uses >= 2 || uses > v.uses()) {
+// makeRoomLocked takes one step towards room: a cell evicted, promoted or given a second chance.
+func (p *evictPolicy) makeRoomLocked(now int64, victims []*cellHead) []*cellHead {
+	c, v := p.window.oldest, p.main.oldest
+	fromWindow := v == nil || c != nil && p.window.bytes > p.target
+	switch {
+	case fromWindow && c.over(now):
+		p.expired++
+		return p.dropLocked(c, victims)
+	case v != nil && v.over(now):
+		p.expired++
+		return p.dropLocked(v, victims)
+	case fromWindow && v != nil && (c.uses() >= 2 || c.uses() > v.uses()):
 		p.promoteLocked(c)
-		return victims
-	}
-	if v != nil && v.uses() > 0 && uses > 0 {
-		p.rotateLocked(v)
-	}
-	p.windowGhosts.add(c.hash, int(p.count))
-	return p.dropLocked(c, victims)
-}
-
-// evictMainLocked evicts the main region's next victim. It looks at a cell at most four times, since a look costs a cell one of three reads.
-func (p *evictPolicy) evictMainLocked(victims []*cellHead) []*cellHead {
-	for {
-		c := p.main.oldest
-		if c.uses() == 0 {
-			p.mainGhosts.add(c.hash, int(p.count))
-			return p.dropLocked(c, victims)
+	case fromWindow:
+		if v != nil && c.uses() > 0 {
+			p.rotateLocked(v)
 		}
-		p.rotateLocked(c)
+		p.windowGhosts.add(c.tail().hash, int(p.count))
+		p.evicted++
+		return p.dropLocked(c, victims)
+	case v.uses() > 0:
+		p.rotateLocked(v)
+	default:
+		p.mainGhosts.add(v.tail().hash, int(p.count))
+		p.evicted++
+		return p.dropLocked(v, victims)
 	}
+	return victims
 }
 
 // promoteLocked moves a cell from the window to main, its reads forgotten.
@@ -194,11 +200,10 @@ func (p *evictPolicy) rotateLocked(c *cellHead) {
 	p.main.push(c)
 }
 
-// dropLocked evicts a cell.
+// dropLocked kills a cell and forgets it.
 func (p *evictPolicy) dropLocked(c *cellHead, victims []*cellHead) []*cellHead {
 	c.state.Or(stateDead)
 	p.unlinkLocked(c)
-	p.evicted++
 	return append(victims, c)
 }
 
@@ -238,8 +243,8 @@ func (p *evictPolicy) passHandLocked(c *cellHead) {
 // afterLocked is the cell that the sweep looks at after c: the window's cells from the oldest on, then main's. Cells only move to places
 // that the sweep has still to see, so a pass misses none.
 func (p *evictPolicy) afterLocked(c *cellHead) *cellHead {
-	if c.next != nil || c.state.Load()&stateRegion == stateMain {
-		return c.next
+	if c.tail().next != nil || c.state.Load()&stateRegion == stateMain {
+		return c.tail().next
 	}
 	return p.main.oldest
 }
@@ -251,9 +256,10 @@ type cellList struct {
 }
 
 func (l *cellList) push(c *cellHead) {
-	c.prev, c.next = l.newest, nil
+	t := c.tail()
+	t.prev, t.next = l.newest, nil
 	if l.newest != nil {
-		l.newest.next = c
+		l.newest.tail().next = c
 	} else {
 		l.oldest = c
 	}
@@ -262,17 +268,18 @@ func (l *cellList) push(c *cellHead) {
 }
 
 func (l *cellList) remove(c *cellHead) {
-	if c.prev != nil {
-		c.prev.next = c.next
+	t := c.tail()
+	if t.prev != nil {
+		t.prev.tail().next = t.next
 	} else {
-		l.oldest = c.next
+		l.oldest = t.next
 	}
-	if c.next != nil {
-		c.next.prev = c.prev
+	if t.next != nil {
+		t.next.tail().prev = t.prev
 	} else {
-		l.newest = c.prev
+		l.newest = t.prev
 	}
-	c.prev, c.next = nil, nil
+	t.prev, t.next = nil, nil
 	l.bytes -= int64(c.bytes)
 }
 

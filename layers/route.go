@@ -204,7 +204,7 @@ func (r *Redis) list(done chan struct{}) {
 		t.byAddr = make(map[string]*master, len(clients))
 		for _, c := range clients {
 			if m := old[c.Options().Addr]; m != nil {
-				t.byAddr[m.addr] = m
+				t.byAddr[m.id] = m
 			}
 		}
 		t.byClient.Store(nil)

@@ -24,7 +24,7 @@ const (
 	// after a connection that worked is made at once. Chosen; not tuned.
 	redialFirst = 50 * time.Millisecond
 	redialLast  = time.Second
-	// refusedPause is how long a denied subscription is left alone: it takes an administrator to change that. Chosen; not tuned.
+	// refusedPause is how long a refused subscription is left alone: it takes an administrator to change that. Chosen; not tuned.
 	refusedPause = 10 * time.Second
 )
 
@@ -52,14 +52,14 @@ type ask struct {
 type askState uint8
 
 const (
-	asked askState = iota
-	confirmed
-	denied
+	askOwed askState = iota
+	askGranted
+	askDenied
 )
 
 func (l *link) confirmed(channel string) bool {
 	a := l.channels[channel]
-	return a != nil && a.state == confirmed
+	return a != nil && a.state == askGranted
 }
 
 // listen is the listener: it keeps one connection after the other until ctx ends.
@@ -101,8 +101,8 @@ func (b *bus) hold(ctx context.Context, turn int) (proved bool, err error) {
 	defer done()
 	l := &link{ps: ps, cut: cut, channels: make(map[string]*ask)}
 	l.expect(b.private, time.Now())
-	dialing, cancel := context.WithTimeout(ctx, 2*dialTimeout)
-	err = ps.Subscribe(dialing, b.private)
+	dctx, cancel := context.WithTimeout(ctx, 2*dialTimeout)
+	err = ps.Subscribe(dctx, b.private)
 	cancel()
 	if err != nil {
 		return false, err
@@ -141,11 +141,11 @@ func (b *bus) connect(ctx context.Context, turn int) (ps *redis.PubSub, done fun
 	o := *from.Options()
 	dial := o.Dialer
 	var used atomic.Bool
-	o.Dialer = func(dialing context.Context, network, addr string) (net.Conn, error) {
+	o.Dialer = func(dctx context.Context, network, addr string) (net.Conn, error) {
 		if used.Swap(true) {
 			return nil, errLinkUsed
 		}
-		conn, err := dial(dialing, network, addr)
+		conn, err := dial(dctx, network, addr)
 		if err == nil {
 			context.AfterFunc(ctx, func() { _ = conn.Close() })
 		}
@@ -218,7 +218,7 @@ func (b *bus) confirm(l *link, s *redis.Subscription) error {
 		b.mu.Unlock()
 		return errReply
 	}
-	a.state = confirmed
+	a.state = askGranted
 	again := !a.leave && b.refused[a.channel]
 	if again {
 		delete(b.refused, a.channel)
@@ -226,7 +226,7 @@ func (b *bus) confirm(l *link, s *redis.Subscription) error {
 	e := b.ears[a.channel]
 	b.mu.Unlock()
 	if again {
-		b.r.log.Info("tiercache: the bus subscription is no longer denied", "channel", a.channel)
+		b.r.log.Info("tiercache: the bus subscription is no longer refused", "channel", a.channel)
 	}
 	switch {
 	case a.leave:
@@ -246,7 +246,7 @@ func (b *bus) refuse(l *link, reply error) error {
 		b.mu.Unlock()
 		return fmt.Errorf("%w: %w", errReply, reply)
 	}
-	a.state = denied
+	a.state = askDenied
 	first := !a.leave && !b.refused[a.channel]
 	if first {
 		b.refused[a.channel] = true
@@ -296,8 +296,8 @@ func (b *bus) subscribe(ctx context.Context, now time.Time) {
 	}
 	var joined, left []string
 	for channel := range b.ears {
-		// One that was denied is asked for again, slowly.
-		if a := l.channels[channel]; a == nil || a.state == denied && now.Sub(a.at) >= refusedPause {
+		// One that was refused is asked for again, slowly.
+		if a := l.channels[channel]; a == nil || a.state == askDenied && now.Sub(a.at) >= refusedPause {
 			joined = append(joined, channel)
 			l.expect(channel, now)
 		}
@@ -310,7 +310,7 @@ func (b *bus) subscribe(ctx context.Context, now time.Time) {
 		}
 	}
 	b.mu.Unlock()
-	// A command a channel: one denied channel must not take the others with it. What cannot be written ends the connection, which
+	// A command a channel: one refused channel must not take the others with it. What cannot be written ends the connection, which
 	// its reader notices.
 	for _, channel := range joined {
 		if err := l.ps.Subscribe(ctx, channel); err != nil {

@@ -282,6 +282,29 @@ func TestLeadAfterFinishIsNotAnsweredByTheOlderCall(t *testing.T) {
 	}
 }
 
+func TestKeyIsFreeBeforeAnyWaiterHasItsAnswer(t *testing.T) {
+	// Who has the answer of a call and asks again must not find that call: so there is no answer while the key cannot be freed.
+	f := NewFlight[int]()
+	c, _ := f.Lead("k")
+	c.call.stripe.mu.Lock()
+	finished := make(chan struct{})
+	go func() {
+		defer close(finished)
+		c.Finish(1, nil)
+	}()
+	for range 1000 {
+		runtime.Gosched()
+	}
+	select {
+	case <-c.call.done:
+		t.Error("answered with the key still taken")
+	default:
+	}
+	c.call.stripe.mu.Unlock()
+	<-finished
+	closeFlight(t, f)
+}
+
 func TestLedCallAnswersEveryKindOfWaiter(t *testing.T) {
 	// Do, Join and a second Lead join a led call; the first Finish stands; one who did not lead cannot finish it.
 	synctest.Test(t, func(t *testing.T) {

@@ -2,6 +2,7 @@ package rebuild
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,29 +13,29 @@ import (
 func TestKeepRenewsUntilStopped(t *testing.T) {
 	// The first renewal comes after one interval, then one each; none after stop, which may be called again.
 	synctest.Test(t, func(t *testing.T) {
-		n := 0
-		stop := Keep(t.Context(), time.Second, func(context.Context) bool { n++; return true })
+		var n atomic.Int64
+		stop := Keep(t.Context(), time.Second, func(context.Context) bool { n.Add(1); return true })
 		pass(999 * time.Millisecond)
 		synctest.Wait()
-		require.Zero(t, n, "renewals before the first interval is over")
+		require.Zero(t, n.Load(), "renewals before the first interval is over")
 		pass(2 * time.Second)
 		synctest.Wait()
-		require.Equal(t, 2, n)
+		require.EqualValues(t, 2, n.Load())
 		stop()
 		stop()
 		pass(time.Minute)
-		require.Equal(t, 2, n)
+		require.EqualValues(t, 2, n.Load())
 	})
 }
 
 func TestKeepEndsWhenTheLeaseIsLost(t *testing.T) {
 	// A renewal that says "lost" is the last one.
 	synctest.Test(t, func(t *testing.T) {
-		n := 0
-		stop := Keep(t.Context(), time.Second, func(context.Context) bool { n++; return n < 3 })
+		var n atomic.Int64
+		stop := Keep(t.Context(), time.Second, func(context.Context) bool { return n.Add(1) < 3 })
 		defer stop()
 		pass(time.Minute)
-		require.Equal(t, 3, n)
+		require.EqualValues(t, 3, n.Load())
 	})
 }
 

@@ -37,12 +37,23 @@ func TestRunReturnsTheResultAndItsCost(t *testing.T) {
 }
 
 func TestRunNeverTakesItsOwnEndForACancellation(t *testing.T) {
-	// A load that returns is answered with what it returned, though its context is ended right after it.
+	// A load that returned is answered with what it returned, though its context is ended right after it, and though that takes long
+	// (the loader has left many contexts under its own).
 	l, _ := newLoads(t, GateOptions{}, time.Minute)
-	for range 2000 {
-		value, _, err := Run(t.Context(), l, func(context.Context) (int, error) { return 7, nil })
+	var cancels []context.CancelFunc
+	for range 5 {
+		value, _, err := Run(t.Context(), l, func(ctx context.Context) (int, error) {
+			for range 20_000 {
+				_, cancel := context.WithCancel(ctx)
+				cancels = append(cancels, cancel)
+			}
+			return 7, nil
+		})
 		require.NoError(t, err)
 		require.Equal(t, 7, value)
+	}
+	for _, cancel := range cancels {
+		cancel()
 	}
 	require.Zero(t, l.Close(t.Context()))
 }
@@ -141,5 +152,34 @@ func TestLoadsCloseCountsLoadersThatIgnoreTheirContext(t *testing.T) {
 		close(gate)
 		require.Zero(t, l.Close(t.Context()))
 		require.Zero(t, g.Running())
+	})
+}
+
+func TestLoadsCloseRefusesWhoWaitsAtTheGate(t *testing.T) {
+	// Who waits at the gate gets ErrClosed at Close, though no slot becomes free.
+	synctest.Test(t, func(t *testing.T) {
+		l, _ := newLoads(t, GateOptions{Loads: 1}, time.Minute)
+		gate := make(chan struct{})
+		got := make(chan error, 2)
+		go func() {
+			_, _, err := Run(t.Context(), l, when(gate, 7))
+			got <- err
+		}()
+		synctest.Wait()
+		go func() {
+			_, _, err := Run(t.Context(), l, never(t))
+			got <- err
+		}()
+		synctest.Wait()
+		over, cancel := context.WithCancel(t.Context())
+		cancel()
+		begun := time.Now()
+		require.Equal(t, 1, l.Close(over))
+		for range 2 {
+			require.ErrorIs(t, <-got, ErrClosed)
+		}
+		require.Zero(t, time.Since(begun))
+		close(gate)
+		require.Zero(t, l.Close(t.Context()))
 	})
 }

@@ -3,6 +3,7 @@ package rebuild
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,10 +13,12 @@ import (
 
 // lease is the lease of one key, as the shared tier has it: its events reach those who listen at that moment.
 type lease struct {
+	acquire func(ctx context.Context, poll bool) (Answer, error)
+	asked   []time.Duration // when Acquire was called, since begun
+	begun   time.Time
+
+	mu        sync.Mutex
 	listeners map[chan struct{}]bool
-	acquire   func(ctx context.Context, poll bool) (Answer, error)
-	asked     []time.Duration // when Acquire was called, since begun
-	begun     time.Time
 }
 
 func newLease(acquire func(ctx context.Context, poll bool) (Answer, error)) *lease {
@@ -34,9 +37,15 @@ func held(left, until time.Duration) func(context.Context, bool) (Answer, error)
 }
 
 func (l *lease) Listen() (<-chan struct{}, func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	ready := make(chan struct{}, 1)
 	l.listeners[ready] = true
-	return ready, func() { delete(l.listeners, ready) }
+	return ready, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		delete(l.listeners, ready)
+	}
 }
 
 func (l *lease) Acquire(ctx context.Context, poll bool) (Answer, error) {
@@ -48,6 +57,8 @@ func (l *lease) Acquire(ctx context.Context, poll bool) (Answer, error) {
 }
 
 func (l *lease) publish() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	for ready := range l.listeners {
 		select {
 		case ready <- struct{}{}:

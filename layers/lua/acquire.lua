@@ -18,7 +18,7 @@ local value = read('GET', KEYS[1])
 local e = header(value)
 if e and e.generation < generation then e = nil end
 if e and e.soft > now and e.stored > tonumber(ARGV[7]) then return { 0, now, 0, value } end
-local stale = ARGV[6] == '1' and e and e.hard > now and value or false
+local stale = ARGV[6] == '1' and e and e.hard > now and value or false -- a nil would end the reply here
 
 local g = readGuard(KEYS[2])
 local mine = g.token == token

@@ -9,7 +9,7 @@
 --
 -- Atomic: two processes that ask at once must agree. A repeat of a move moves once more, which deletes nothing that was not deleted.
 
-local stored = tonumber(string.match(read('GET', KEYS[1]) or '', '^%d+$') or 0)
+local stored = tonumber(string.match(read('GET', KEYS[1]) or '', '^%d+$') or '') or 0
 if stored >= 9007199254740992 then stored = 0 end -- 2^53: no clock says that, and Lua could not count it
 local g = math.max(stored, tonumber(ARGV[1]))
 if g == 0 then g = micros end

@@ -38,7 +38,7 @@ local function readGuard(key)
   if not g.token then
     g.token, g.stamp, g.pendToken, g.minVersion = '', '', '', ''
   end
-  for _, name in ipairs(NUMBERS) do g[name] = tonumber(g[name] or 0) end
+  for _, name in ipairs(NUMBERS) do g[name] = tonumber(g[name] or 0) or 0 end
   if g.leaseEnd <= now then endLease(g) end
   if g.pendEnd <= now then g.pendToken, g.multi = '', 0 end
   return g

@@ -1,0 +1,377 @@
+package bloom
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func rowsOf(keys ...string) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		for _, key := range keys {
+			if !yield(key, nil) {
+				return
+			}
+		}
+	}
+}
+
+// during is a scan of keys that calls f when it has passed all of them.
+func during(f func(), keys ...string) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		for _, key := range keys {
+			if !yield(key, nil) {
+				return
+			}
+		}
+		f()
+	}
+}
+
+// A built guard knows the rows of the scan and calls others absent, with a store and without; the report counts the rows.
+func TestBuiltGuardCallsOtherKeysAbsent(t *testing.T) {
+	for name, st := range map[string]Store{"one process": nil, "shared": &memoryStore{}} {
+		g := newTestGuard(t)
+		report, err := g.Build(t.Context(), rowsOf("a", "b", "b"), BuildOptions{}, st)
+		require.NoError(t, err, name)
+		require.EqualValues(t, 3, report.Rows, name)
+		require.False(t, g.Absent("a"), name)
+		require.False(t, g.Absent("b"), name)
+		require.True(t, g.Absent("c"), name)
+		g.Add("c")
+		require.False(t, g.Absent("c"), name)
+	}
+}
+
+// Race: a row's place is passed by the scan, then it is announced, by this process or by another, and commits. It is in the new
+// filter, and in the one that is still believed.
+func TestRowAnnouncedBehindTheScanIsNotAbsent(t *testing.T) {
+	st, g := stored(t, "a"), newTestGuard(t)
+	require.NoError(t, g.Adopt(t.Context(), st))
+	_, err := g.Build(t.Context(), during(func() {
+		g.Add("here")
+		st.announce("elsewhere")
+		require.False(t, g.Absent("here"), "in the older filter")
+	}, "a"), BuildOptions{}, st)
+	require.NoError(t, err)
+	require.True(t, g.Absent("none"))
+	require.False(t, g.Absent("here"))
+	require.False(t, g.Absent("elsewhere"))
+
+	other := newTestGuard(t)
+	require.NoError(t, other.Adopt(t.Context(), st))
+	require.False(t, other.Absent("here"), "in the snapshot")
+	require.False(t, other.Absent("elsewhere"), "in the snapshot")
+}
+
+// Race: a row is announced before the build begins, by this process, where no filter stands yet, or by another; the scan passes its
+// place; its insert commits. It is in the new filter if it was announced within Reach.
+func TestRowAnnouncedShortlyBeforeTheBuildIsNotAbsent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, shared := range []bool{false, true} {
+			g := newTestGuard(t)
+			g.Add("long ago")
+			time.Sleep(2 * time.Second)
+			g.Add("here")
+			var st Store
+			m := &memoryStore{}
+			if shared {
+				st = m
+				m.announce("elsewhere")
+			}
+			time.Sleep(Reach - time.Second)
+			_, err := g.Build(t.Context(), rowsOf("a"), BuildOptions{}, st)
+			require.NoError(t, err)
+			require.False(t, g.Absent("here"))
+			require.Equal(t, !shared, g.Absent("elsewhere"))
+			require.True(t, g.Absent("long ago"), "beyond Reach")
+		}
+	})
+}
+
+// Race: announcements come while the build reads the store for the last time and while it saves: none is lost.
+func TestRowAnnouncedAtTheEndOfTheBuildIsNotAbsent(t *testing.T) {
+	st, g := &memoryStore{}, newTestGuard(t)
+	reads := 0
+	st.onRead = func() {
+		if reads++; reads < 4 {
+			st.announce("store " + strconv.Itoa(reads))
+			g.Add("bus " + strconv.Itoa(reads))
+		}
+	}
+	_, err := g.Build(t.Context(), during(func() { st.announce("first") }), BuildOptions{}, st)
+	require.NoError(t, err)
+	for i := 1; i < 4; i++ {
+		require.False(t, g.Absent("store "+strconv.Itoa(i)))
+		require.False(t, g.Absent("bus "+strconv.Itoa(i)))
+	}
+}
+
+// Never a false negative: rows are announced and then inserted while builds, adoptions, doubts and catching up go on in two
+// processes; what was inserted is absent in neither.
+func TestInsertedRowsAreNeverAbsentWhileFiltersChange(t *testing.T) {
+	const inserts = 3000
+	st := &memoryStore{}
+	guards := []*Guard{newTestGuard(t), newTestGuard(t)}
+	var table [inserts]atomic.Bool // committed rows
+	var wrong, certain atomic.Int64
+	check := func(g *Guard, row int) {
+		if table[row].Load() && g.Absent(strconv.Itoa(row)) {
+			wrong.Add(1)
+		}
+		if g.Absent("none") {
+			certain.Add(1)
+		}
+	}
+	scan := func(yield func(string, error) bool) {
+		for i := range inserts {
+			if table[i].Load() && !yield(strconv.Itoa(i), nil) {
+				return
+			}
+		}
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	var writers, others sync.WaitGroup
+	for w := range 2 {
+		writers.Go(func() {
+			for i := w; i < inserts; i += 2 {
+				key := strconv.Itoa(i)
+				st.announce(key)
+				for _, g := range guards { // the event, which every process has before the commit; without it MaxLag's marker covers
+					g.Add(key)
+				}
+				table[i].Store(true)
+				check(guards[w], i)
+			}
+		})
+		others.Go(func() {
+			for n := 0; ctx.Err() == nil; n++ {
+				check(guards[w], n*7919%inserts)
+			}
+		})
+	}
+	others.Go(func() {
+		for ctx.Err() == nil {
+			_, _ = guards[0].Build(ctx, scan, BuildOptions{}, st)
+			_ = guards[1].Adopt(ctx, st)
+			guards[0].Doubt()
+			_, _ = guards[0].Build(ctx, scan, BuildOptions{}, nil)
+			_ = guards[1].CatchUp(ctx, st)
+		}
+	})
+	writers.Wait()
+	stop()
+	others.Wait()
+	require.Zero(t, wrong.Load(), "inserted rows called absent")
+	_, err := guards[0].Build(t.Context(), scan, BuildOptions{}, st)
+	require.NoError(t, err)
+	require.NoError(t, guards[1].Adopt(t.Context(), st))
+	for i := range inserts {
+		check(guards[0], i)
+		check(guards[1], i)
+	}
+	require.Zero(t, wrong.Load(), "inserted rows called absent")
+	require.NotZero(t, certain.Load(), "the filters said something")
+}
+
+// A scan longer than what the store keeps succeeds, because announcements are read while it runs.
+func TestLongScanKeepsUpWithTheAnnouncements(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st, g := &memoryStore{}, newTestGuard(t)
+		n := 0
+		rows := func(yield func(string, error) bool) {
+			for i := range 600 {
+				time.Sleep(time.Second)
+				st.announce("new " + strconv.Itoa(n))
+				n++
+				st.trim(20 * time.Second)
+				if !yield("row "+strconv.Itoa(i), nil) {
+					return
+				}
+			}
+		}
+		_, err := g.Build(t.Context(), rows, BuildOptions{RowsPerSecond: 1000}, st)
+		require.NoError(t, err)
+		for i := range n {
+			require.False(t, g.Absent("new "+strconv.Itoa(i)))
+		}
+	})
+}
+
+// A build that fails leaves the filter from before in force, and is free for the next: a row's error, the end of the context, a
+// store that fails or loses its announcements on the way.
+func TestFailedBuildKeepsTheFilterFromBefore(t *testing.T) {
+	failure := errors.New("connection lost")
+	for name, c := range map[string]struct {
+		rows func(st *memoryStore, stop func()) iter.Seq2[string, error]
+		want error
+	}{
+		"row": {func(*memoryStore, func()) iter.Seq2[string, error] {
+			return func(yield func(string, error) bool) { _ = yield("b", nil) && yield("", failure) && yield("c", nil) }
+		}, failure},
+		"context": {func(_ *memoryStore, stop func()) iter.Seq2[string, error] { return during(stop, "b") }, context.Canceled},
+		"lost": {func(st *memoryStore, _ func()) iter.Seq2[string, error] {
+			return during(func() { st.flush(); st.announce("b") })
+		}, ErrBehind},
+	} {
+		st, g := stored(t, "a"), newTestGuard(t)
+		require.NoError(t, g.Adopt(t.Context(), st))
+		ctx, stop := context.WithCancel(t.Context())
+		_, err := g.Build(ctx, c.rows(st, stop), BuildOptions{}, st)
+		stop()
+		require.ErrorIs(t, err, c.want, name)
+		require.True(t, g.Absent("b"), "%s: the filter from before, which has no b", name)
+		require.False(t, g.Absent("a"), name)
+		require.Empty(t, g.incoming, name)
+
+		_, err = g.Build(t.Context(), rowsOf("a", "b"), BuildOptions{}, st)
+		require.NoError(t, err, name)
+		require.False(t, g.Absent("b"), name)
+	}
+}
+
+// A store that cannot be reached ends a build before the scan; one that cannot save leaves the filter to this process alone and the
+// error says so.
+func TestBuildSaysWhatTheStoreDidNotDo(t *testing.T) {
+	failure := errors.New("unreachable")
+	st, g := &memoryStore{fail: failure}, newTestGuard(t)
+	scanned := false
+	_, err := g.Build(t.Context(), during(func() { scanned = true }), BuildOptions{}, st)
+	require.ErrorIs(t, err, failure)
+	require.False(t, scanned)
+
+	st.setFail(nil)
+	reads := 0
+	st.onRead = func() {
+		if reads++; reads == 2 { // the last reading of the announcements: the next call is to save
+			st.setFail(failure)
+		}
+	}
+	report, err := g.Build(t.Context(), rowsOf("a"), BuildOptions{}, st)
+	require.ErrorIs(t, err, failure)
+	require.ErrorContains(t, err, "in force in this process")
+	require.EqualValues(t, 1, report.Rows)
+}
+
+// One build at a time in a process; a scan that panics does not block the next.
+func TestSecondBuildAtOnceIsRefused(t *testing.T) {
+	g := newTestGuard(t)
+	_, err := g.Build(t.Context(), during(func() {
+		_, err := g.Build(t.Context(), rowsOf("b"), BuildOptions{}, nil)
+		require.ErrorIs(t, err, ErrBuilding)
+	}, "a"), BuildOptions{}, nil)
+	require.NoError(t, err)
+	require.Panics(t, func() { _, _ = g.Build(t.Context(), during(func() { panic("scan") }), BuildOptions{}, nil) })
+	_, err = g.Build(t.Context(), rowsOf("b"), BuildOptions{}, nil)
+	require.NoError(t, err)
+	require.False(t, g.Absent("b"))
+}
+
+// RowsPerSecond holds over the whole scan, and after a slow stretch the scan does not race; the end of ctx ends a pause.
+func TestRowsPerSecondBoundsTheScan(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newTestGuard(t)
+		keys := make([]string, 1000)
+		start := time.Now()
+		report, err := g.Build(t.Context(), rowsOf(keys...), BuildOptions{RowsPerSecond: 100}, nil)
+		require.NoError(t, err)
+		require.InDelta(t, 10, time.Since(start).Seconds(), 0.2)
+		require.Equal(t, time.Since(start), report.Took)
+
+		start = time.Now()
+		slow := func(yield func(string, error) bool) {
+			time.Sleep(5 * time.Second)
+			rowsOf(keys...)(yield)
+		}
+		_, err = g.Build(t.Context(), slow, BuildOptions{RowsPerSecond: 100}, nil)
+		require.NoError(t, err)
+		require.InDelta(t, 15, time.Since(start).Seconds(), 0.3)
+
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		start = time.Now()
+		_, err = g.Build(ctx, rowsOf(keys...), BuildOptions{RowsPerSecond: 1}, nil)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.Equal(t, time.Second, time.Since(start))
+	})
+}
+
+// Progress is told every 1,000 rows, every 100 ms of a slow scan, and at the end.
+func TestProgressIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newTestGuard(t)
+		var told []uint64
+		o := BuildOptions{Progress: func(done uint64) { told = append(told, done) }}
+		_, err := g.Build(t.Context(), rowsOf(make([]string, 2500)...), o, nil)
+		require.NoError(t, err)
+		require.Equal(t, []uint64{1000, 2000, 2500}, told)
+
+		told = nil
+		slow := func(yield func(string, error) bool) {
+			for range 10 {
+				time.Sleep(60 * time.Millisecond)
+				if !yield("row", nil) {
+					return
+				}
+			}
+		}
+		_, err = g.Build(t.Context(), slow, o, nil)
+		require.NoError(t, err)
+		require.Equal(t, []uint64{2, 4, 6, 8, 10, 10}, told)
+	})
+}
+
+// More announcements in a minute than are remembered: a build of one process says so instead of losing some, and works again once
+// they are beyond Reach. With a store it goes on, since the store has them.
+func TestBuildRefusesWhatItCannotKnow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newTestGuard(t)
+		for range maxLog/1000 + 1 {
+			g.Add(make([]string, 1000)...)
+		}
+		require.LessOrEqual(t, len(g.log.entries)-g.log.first, maxLog)
+		_, err := g.Build(t.Context(), rowsOf("a"), BuildOptions{}, nil)
+		require.ErrorIs(t, err, ErrBehind)
+		require.False(t, g.Absent("none"))
+		_, err = g.Build(t.Context(), rowsOf("a"), BuildOptions{}, &memoryStore{})
+		require.NoError(t, err)
+		time.Sleep(Reach + time.Second)
+		_, err = g.Build(t.Context(), rowsOf("a"), BuildOptions{}, nil)
+		require.NoError(t, err)
+		require.True(t, g.Absent("none"))
+	})
+}
+
+// Wrong arguments of Build are errors.
+func TestBuildRefusesWrongArguments(t *testing.T) {
+	g := newTestGuard(t)
+	_, err := g.Build(t.Context(), nil, BuildOptions{}, nil)
+	require.ErrorContains(t, err, "rows")
+	_, err = g.Build(t.Context(), rowsOf(), BuildOptions{RowsPerSecond: -1}, nil)
+	require.ErrorContains(t, err, "RowsPerSecond")
+}
+
+// A scan of more rows than the capacity is still right about every row; only more absent keys pass, which Stats tells.
+func TestMoreRowsThanCapacityIsStillRight(t *testing.T) {
+	g, err := NewGuard(Options{Capacity: 100})
+	require.NoError(t, err)
+	keys := make([]string, 300)
+	for i := range keys {
+		keys[i] = strconv.Itoa(i)
+	}
+	_, err = g.Build(t.Context(), rowsOf(keys...), BuildOptions{}, nil)
+	require.NoError(t, err)
+	for _, key := range keys {
+		require.False(t, g.Absent(key))
+	}
+	require.True(t, g.Stats().Overfull())
+	require.Greater(t, g.Stats().EstimatedRate, 0.2)
+}

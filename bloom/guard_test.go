@@ -1,0 +1,241 @@
+package bloom
+
+import (
+	"errors"
+	"strconv"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func newTestGuard(t testing.TB) *Guard {
+	t.Helper()
+	g, err := NewGuard(Options{Capacity: 10_000, FalsePositiveRate: 1e-6}) // so that a probe is practically never wrong by chance
+	require.NoError(t, err)
+	return g
+}
+
+// stored returns a store with a snapshot of rows, built by another process's guard.
+func stored(t testing.TB, rows ...string) *memoryStore {
+	t.Helper()
+	st := &memoryStore{}
+	_, err := newTestGuard(t).Build(t.Context(), rowsOf(rows...), BuildOptions{}, st)
+	require.NoError(t, err)
+	return st
+}
+
+// A guard without a filter calls nothing absent, and says that it is unbuilt; what is announced to it changes nothing.
+func TestUnbuiltGuardLetsEverythingPass(t *testing.T) {
+	g := newTestGuard(t)
+	require.False(t, g.Absent("row"))
+	g.Add("row")
+	require.False(t, g.Absent("other"))
+	require.False(t, g.Believed())
+	require.Equal(t, Unbuilt, g.State())
+	require.Equal(t, Stats{Capacity: 10_000}, g.Stats())
+	require.NoError(t, g.CatchUp(t.Context(), &memoryStore{}))
+	require.ErrorIs(t, g.Adopt(t.Context(), &memoryStore{}), ErrNoSnapshot)
+	require.Equal(t, Unbuilt, g.State())
+}
+
+// A process that adopts the stored snapshot knows its rows and calls others absent, without a scan.
+func TestAdoptedSnapshotIsBelieved(t *testing.T) {
+	st, g := stored(t, "a", "b"), newTestGuard(t)
+	require.NoError(t, g.Adopt(t.Context(), st))
+	require.Equal(t, Believed, g.State())
+	require.False(t, g.Absent("a"))
+	require.False(t, g.Absent("b"))
+	require.True(t, g.Absent("c"))
+	require.EqualValues(t, 2+1, g.Stats().Added, "the rows and the store's opening entry")
+	require.NoError(t, g.Adopt(t.Context(), st), "a second time only catches up")
+}
+
+// Race: a row is announced after the snapshot was fetched and before the filter is believed. It is never absent: neither if the
+// store has it, nor if only Add heard of it.
+func TestAnnouncementWhileSnapshotIsFetchedIsNotLost(t *testing.T) {
+	st, g := stored(t, "a"), newTestGuard(t)
+	st.afterLoad = func() {
+		st.announce("by the store")
+		g.Add("by the bus")
+	}
+	reads := 0
+	st.onRead = func() {
+		if reads++; reads <= 4 {
+			st.announce("while reading " + strconv.Itoa(reads))
+			g.Add("by the bus " + strconv.Itoa(reads))
+		}
+	}
+	require.NoError(t, g.Adopt(t.Context(), st))
+	require.True(t, g.Absent("none"))
+	require.False(t, g.Absent("by the store"))
+	require.False(t, g.Absent("by the bus"))
+	for i := 1; i <= 4; i++ {
+		require.False(t, g.Absent("while reading "+strconv.Itoa(i)))
+		require.False(t, g.Absent("by the bus "+strconv.Itoa(i)))
+	}
+}
+
+// A snapshot older than what the store still has of the announcements is not believed; what was believed stays.
+func TestSnapshotOlderThanTheAnnouncementsIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st, g := stored(t, "a"), newTestGuard(t)
+		time.Sleep(time.Minute)
+		st.announce("lost")
+		time.Sleep(time.Minute)
+		st.announce("kept")
+		st.trim(time.Second)
+		require.ErrorIs(t, g.Adopt(t.Context(), st), ErrBehind)
+		require.Equal(t, Unbuilt, g.State())
+		require.False(t, g.Absent("lost"))
+
+		_, err := g.Build(t.Context(), rowsOf("a", "lost", "kept"), BuildOptions{}, nil)
+		require.NoError(t, err)
+		require.ErrorIs(t, g.Adopt(t.Context(), st), ErrBehind)
+		require.True(t, g.Believed(), "the filter from before")
+	})
+}
+
+// Announcements of other processes arrive by CatchUp alone, many pages of them.
+func TestCatchUpAddsWhatOthersAnnounced(t *testing.T) {
+	st, g := stored(t, "a"), newTestGuard(t)
+	require.NoError(t, g.Adopt(t.Context(), st))
+	for i := range 20 {
+		st.announce("row " + strconv.Itoa(i))
+	}
+	require.True(t, g.Absent("row 19"), "not yet heard of: the marker's case")
+	require.NoError(t, g.CatchUp(t.Context(), st))
+	for i := range 20 {
+		require.False(t, g.Absent("row "+strconv.Itoa(i)))
+	}
+}
+
+// Announcements trimmed away before this process read them: everything passes, until a build or a newer snapshot.
+func TestTrimmedAnnouncementsDoubtTheFilter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st, g := stored(t, "a"), newTestGuard(t)
+		require.NoError(t, g.Adopt(t.Context(), st))
+		require.True(t, g.Absent("lost"))
+		st.announce("lost")
+		time.Sleep(3 * time.Second)
+		st.announce("kept")
+		st.trim(time.Second)
+		require.ErrorIs(t, g.CatchUp(t.Context(), st), ErrBehind)
+		require.Equal(t, Doubted, g.State())
+		require.False(t, g.Absent("lost"))
+		require.False(t, g.Absent("none"))
+		require.NoError(t, g.CatchUp(t.Context(), st), "nothing to catch up")
+		require.Equal(t, Doubted, g.State())
+
+		time.Sleep(2 * Reach)
+		_, err := newTestGuard(t).Build(t.Context(), rowsOf("a", "lost", "kept"), BuildOptions{}, st)
+		require.NoError(t, err)
+		require.NoError(t, g.Adopt(t.Context(), st))
+		require.True(t, g.Absent("none"))
+		require.False(t, g.Absent("lost"))
+	})
+}
+
+// A flushed store loses snapshot and announcements: everything passes.
+func TestFlushedStoreDoubtsTheFilter(t *testing.T) {
+	st, g := stored(t, "a"), newTestGuard(t)
+	require.NoError(t, g.Adopt(t.Context(), st))
+	st.flush()
+	st.announce("a new stream")
+	require.ErrorIs(t, g.CatchUp(t.Context(), st), ErrBehind)
+	require.False(t, g.Absent("none"))
+	require.ErrorIs(t, g.Adopt(t.Context(), st), ErrNoSnapshot)
+	require.Equal(t, Doubted, g.State())
+}
+
+// A process that cannot read the announcements believes its filter for MaxLag and not longer; one successful CatchUp mends it.
+func TestFilterThatLagsLetsEverythingPass(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st, g := stored(t, "a"), newTestGuard(t)
+		require.NoError(t, g.Adopt(t.Context(), st))
+		st.setFail(errors.New("unreachable"))
+		time.Sleep(MaxLag)
+		require.Error(t, g.CatchUp(t.Context(), st))
+		require.True(t, g.Absent("none"))
+		time.Sleep(time.Millisecond)
+		require.False(t, g.Absent("none"))
+		require.Equal(t, Lagging, g.State())
+
+		st.setFail(nil)
+		st.announce("meanwhile")
+		require.NoError(t, g.CatchUp(t.Context(), st))
+		require.Equal(t, Believed, g.State())
+		require.True(t, g.Absent("none"))
+		require.False(t, g.Absent("meanwhile"))
+	})
+}
+
+// The lag counts from the question, not from the answer: a slow answer may miss what was announced while it travelled.
+func TestLagCountsFromTheQuestion(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st, g := stored(t, "a"), newTestGuard(t)
+		st.onRead = func() { time.Sleep(MaxLag - time.Second) }
+		require.NoError(t, g.Adopt(t.Context(), st))
+		require.True(t, g.Absent("none"))
+		time.Sleep(time.Second + time.Millisecond)
+		require.False(t, g.Absent("none"))
+	})
+}
+
+// A filter built without a store never lags: there is nobody else to hear of.
+func TestFilterOfOneProcessDoesNotLag(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newTestGuard(t)
+		_, err := g.Build(t.Context(), rowsOf("a"), BuildOptions{}, nil)
+		require.NoError(t, err)
+		time.Sleep(100 * MaxLag)
+		require.True(t, g.Absent("none"))
+		require.NoError(t, g.CatchUp(t.Context(), &memoryStore{}))
+		require.True(t, g.Absent("none"))
+	})
+}
+
+// Doubt ends belief at once, also while a build runs; the build's filter is believed again.
+func TestDoubtLastsUntilTheNextBuild(t *testing.T) {
+	g := newTestGuard(t)
+	g.Doubt()
+	require.Equal(t, Unbuilt, g.State(), "nothing to doubt")
+	_, err := g.Build(t.Context(), rowsOf("a"), BuildOptions{}, nil)
+	require.NoError(t, err)
+	rows := func(yield func(string, error) bool) {
+		g.Doubt()
+		require.Equal(t, Doubted, g.State())
+		require.False(t, g.Absent("none"))
+		yield("a", nil)
+	}
+	_, err = g.Build(t.Context(), rows, BuildOptions{}, nil)
+	require.NoError(t, err)
+	require.True(t, g.Absent("none"))
+}
+
+// A damaged or foreign snapshot is an error, and nothing is called absent because of it.
+func TestDamagedSnapshotIsNotBelieved(t *testing.T) {
+	for name, damage := range map[string]func([]byte) []byte{
+		"truncated": func(d []byte) []byte { return d[:len(d)-8] },
+		"corrupt":   func(d []byte) []byte { d[len(d)/2] ^= 4; return d },
+		"foreign":   func([]byte) []byte { return []byte("something else") },
+		"empty":     func([]byte) []byte { return []byte{} },
+	} {
+		st, g := stored(t, "a"), newTestGuard(t)
+		st.snapshot = damage(st.snapshot)
+		require.ErrorIs(t, g.Adopt(t.Context(), st), ErrSnapshot, name)
+		require.Equal(t, Unbuilt, g.State(), name)
+		require.False(t, g.Absent("none"), name)
+	}
+}
+
+// Asking a guard allocates nothing.
+func TestAbsentAllocatesNothing(t *testing.T) {
+	st, g := stored(t, "a"), newTestGuard(t)
+	require.NoError(t, g.Adopt(t.Context(), st))
+	require.Zero(t, testing.AllocsPerRun(100, func() {
+		g.Absent("a")
+		g.Absent("none")
+	}))
+}

@@ -1,0 +1,133 @@
+package bloom
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// memoryStore is a Store in memory, for several guards that play processes. The hooks run at the moments that races need.
+type memoryStore struct {
+	mu       sync.Mutex
+	entries  []storeEntry
+	last     int
+	trimmed  bool // announcements were dropped from the old end
+	snapshot []byte
+	cursor   string
+	fail     error // every call fails with it
+
+	afterLoad func() // between LoadFilter's reading and its answer
+	onRead    func() // in each Announced, after it read
+}
+
+type storeEntry struct {
+	id  int
+	at  time.Time
+	key string
+}
+
+// announce is another process's Announce, which only the store tells of.
+func (s *memoryStore) announce(keys ...string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, key := range keys {
+		s.last++
+		s.entries = append(s.entries, storeEntry{s.last, time.Now(), key})
+	}
+}
+
+// trim drops what is older than age.
+func (s *memoryStore) trim(age time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := len(s.entries)
+	s.entries = slices.DeleteFunc(s.entries, func(e storeEntry) bool { return time.Since(e.at) > age })
+	s.trimmed = s.trimmed || len(s.entries) < n
+}
+
+// flush loses everything.
+func (s *memoryStore) flush() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.entries, s.snapshot, s.cursor = nil, nil, ""
+}
+
+func (s *memoryStore) setFail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fail = err
+}
+
+func (s *memoryStore) BeginFilter(ctx context.Context, reach time.Duration) (string, bool, error) {
+	s.announce("\x00opening")
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fail != nil {
+		return "", false, s.fail
+	}
+	whole := !s.trimmed || time.Since(s.entries[0].at) > reach
+	for _, e := range s.entries {
+		if time.Since(e.at) <= reach {
+			return strconv.Itoa(e.id), whole, ctx.Err()
+		}
+	}
+	return "", false, nil
+}
+
+func (s *memoryStore) SaveFilter(ctx context.Context, cursor string, snapshot []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fail != nil {
+		return s.fail
+	}
+	s.snapshot, s.cursor = snapshot, cursor
+	return ctx.Err()
+}
+
+func (s *memoryStore) LoadFilter(ctx context.Context) ([]byte, string, error) {
+	s.mu.Lock()
+	data, cursor, err := s.snapshot, s.cursor, s.fail
+	s.mu.Unlock()
+	if s.afterLoad != nil {
+		s.afterLoad()
+	}
+	if err == nil {
+		err = ctx.Err()
+	}
+	return data, cursor, err
+}
+
+func (s *memoryStore) Announced(ctx context.Context, cursor string) ([]string, string, bool, error) {
+	keys, next, whole, err := s.read(cursor)
+	if s.onRead != nil {
+		s.onRead()
+	}
+	if err == nil {
+		err = ctx.Err()
+	}
+	return keys, next, whole, err
+}
+
+func (s *memoryStore) read(cursor string) (keys []string, next string, whole bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fail != nil {
+		return nil, "", false, s.fail
+	}
+	id, err := strconv.Atoi(cursor)
+	if err != nil {
+		return nil, "", false, fmt.Errorf("cursor %q: %w", cursor, err)
+	}
+	at := slices.IndexFunc(s.entries, func(e storeEntry) bool { return e.id == id })
+	if at < 0 {
+		return nil, "", false, nil
+	}
+	page := s.entries[at:min(at+3, len(s.entries))] // small pages, so that tests turn over several
+	for _, e := range page {
+		keys = append(keys, e.key)
+	}
+	return keys, strconv.Itoa(page[len(page)-1].id), true, nil
+}
