@@ -1,0 +1,9 @@
+package tiercache_test
+
+import (
+	"testing"
+
+	"github.com/tiercache/tiercache/internal/redistest"
+)
+
+func TestMain(m *testing.M) { redistest.Main(m) }
