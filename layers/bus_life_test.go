@@ -1,7 +1,11 @@
 package layers
 
 import (
+	"context"
+	"io"
+	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -79,6 +83,28 @@ func TestBusStartsWithTheFirstJoinAndEndsWithClose(t *testing.T) {
 	never, _ := busOn(t, s.Client(t), redistest.Name(t))
 	require.NoError(t, never.Close())
 	require.Nil(t, never.bus.stop)
+}
+
+// A lost connection is an error at once: it is not made again behind the listener's back, which would tell the loss only once it is over.
+func TestConnectionIsNotMadeAgainByTheClient(t *testing.T) {
+	s := redistest.Start(t)
+	var dials atomic.Int32
+	r, _ := busOn(t, s.Client(t, func(o *redis.Options) {
+		o.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			dials.Add(1)
+			return new(net.Dialer).DialContext(ctx, network, addr)
+		}
+	}), redistest.Name(t))
+	ps, done, err := r.bus.connect(t.Context(), 0)
+	require.NoError(t, err)
+	defer done()
+	require.NoError(t, ps.Subscribe(t.Context(), r.bus.private))
+	_, err = ps.ReceiveTimeout(t.Context(), patience)
+	require.NoError(t, err)
+	require.NoError(t, s.Client(t).ClientKillByFilter(t.Context(), "TYPE", "pubsub").Err())
+	_, err = ps.ReceiveTimeout(t.Context(), patience)
+	require.Error(t, err)
+	require.Equal(t, int32(1), dials.Load())
 }
 
 // A server that hangs, under a connection that stands or while one is made, holds up neither close nor what close must end; the
@@ -221,6 +247,46 @@ func TestTrustWaitsForEveryProbe(t *testing.T) {
 	require.Equal(t, []string{"hear"}, told)
 }
 
+// A round of probes that began before the subscription was confirmed, or before the last loss, proves nothing when it comes back.
+func TestOlderRoundProvesNothing(t *testing.T) {
+	var told []string
+	b, _, _ := quietBus(t, &told)
+	for name, conclude := range map[string]func(round, trust uint64){
+		"unconfirmed": func(round, trust uint64) { b.conclude(round, trust, false) },
+		"older":       func(round, trust uint64) { b.conclude(round, trust-1, true) },
+	} {
+		b.round++
+		n := b.sending("a", b.round, true)
+		b.sent("a", n, true, nil)
+		conclude(b.round, b.trust)
+		b.returned(event{number: n}.String()[1:] + "a")
+		require.Empty(t, told, name)
+	}
+}
+
+// A lost connection is told before anything else is done about it.
+func TestLossIsToldAtOnce(t *testing.T) {
+	var told []string
+	b, _, _ := quietBus(t, &told)
+	b.returned(b.roundForTest("a")["a"])
+	b.lost(t.Context(), io.EOF)
+	require.Equal(t, []string{"hear", "deaf"}, told)
+}
+
+// What was on its way to a space when it was closed is not told to it any more.
+func TestClosedSpaceIsToldNothing(t *testing.T) {
+	var told []string
+	b, e, _ := quietBus(t, &told)
+	b.leave(e.space)
+	e.take(event{kind: eventInvalidated, origin: newOrigin(), number: 1, payload: "k"}.String(), time.Now())
+	e.take("nonsense", time.Now())
+	b.returned(b.roundForTest("a")["a"])
+	e.tune()
+	e.do(func() { told = append(told, "tick") })
+	require.Empty(t, told)
+	require.Empty(t, b.ears)
+}
+
 // Two probes of one master that stay away in a row make the bus deaf, though those of the others come back; one does not.
 func TestTwoMissedProbesOfOneMasterAreDeaf(t *testing.T) {
 	var told []string
@@ -270,8 +336,8 @@ func TestGapIsToldAfterASecondUnlessItIsFilled(t *testing.T) {
 	}
 	hear(1, start)
 	hear(3, start)
-	hear(2, start.Add(gapWait-1))
-	require.True(t, e.overdue(start.Add(time.Hour/120)).IsZero())
+	hear(2, start.Add(time.Second-1))
+	require.True(t, e.overdue(start.Add(time.Minute/2)).IsZero())
 	require.Equal(t, []string{"invalidated k", "invalidated k", "invalidated k"}, told)
 	require.Zero(t, e.gaps.Load())
 
@@ -279,9 +345,9 @@ func TestGapIsToldAfterASecondUnlessItIsFilled(t *testing.T) {
 	start = start.Add(time.Minute)
 	hear(4, start)
 	hear(6, start)
-	require.Equal(t, start.Add(gapWait), e.overdue(start.Add(gapWait-1)))
+	require.Equal(t, start.Add(time.Second), e.overdue(start.Add(time.Second-1)))
 	require.NotContains(t, told, "deaf")
-	require.True(t, e.overdue(start.Add(gapWait)).IsZero())
+	require.True(t, e.overdue(start.Add(time.Second)).IsZero())
 	require.Equal(t, []string{"invalidated k", "invalidated k", "deaf", "hear"}, told)
 	require.Equal(t, uint64(1), e.gaps.Load())
 }

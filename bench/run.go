@@ -1,0 +1,173 @@
+package bench
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Options of a run.
+type Options struct {
+	Quick     bool      // few short rounds and small tables: to see that all works
+	Scenarios []string  // names; empty: all
+	Out       string    // folder of the result files; empty: none are written
+	Log       io.Writer // tables as they are done
+}
+
+// scenario is one comparison. It returns its rows, or an error if the run cannot be believed: a subject that answered wrongly, a
+// server that went away.
+type scenario struct {
+	name  string
+	title string
+	redis bool // needs a redis-server
+	run   func(ctx context.Context, e *env) ([]Row, error)
+}
+
+var scenarios = []scenario{
+	{"memory", "A hit in the local tier against ristretto's own Get; × is time over ristretto's: smaller is better.", false, memoryHit},
+	{"redis", "A hit in the shared tier, memory off; × is throughput over another client's on the same keys: larger is better.", true, redisHit},
+	{"cold", "One cold key, 4 processes × 50 callers at the same moment, a loader of 50 ms.", true, coldKey},
+	{"many", "GetMany of 64 keys: round trips and load calls.", true, getMany},
+	{"filter", "The filter's check against bits-and-blooms' own Test; × is time: smaller is better.", false, filterCheck},
+	{"event", "From Invalidate in one process to its event in another.", true, eventDelay},
+	{"footprint", "Heap per entry in the local tier against ristretto's own; × is bytes: smaller is better.", false, footprint},
+}
+
+// Names returns the names of all scenarios, in the order in which they run.
+func Names() []string {
+	names := make([]string, len(scenarios))
+	for i, s := range scenarios {
+		names[i] = s.name
+	}
+	return names
+}
+
+func title(name string) string {
+	for _, s := range scenarios {
+		if s.name == name {
+			return s.title
+		}
+	}
+	return ""
+}
+
+// env is what scenarios share.
+type env struct {
+	Options
+	server *server // nil where no scenario of the run needs one, or none could be started
+}
+
+// pick returns full, or quick in a quick run.
+func pick[T any](e *env, full, quick T) T {
+	if e.Quick {
+		return quick
+	}
+	return full
+}
+
+// plan returns the interleaving of this run for so many workers. Rounds: chosen so that the 10th and 90th percentile mean something;
+// slices: reference runs showed short ones to beat long ones on a noisy machine.
+func (e *env) plan(workers, chunk int) plan {
+	return plan{rounds: pick(e, 25, 5), slice: pick(e, 40*time.Millisecond, 10*time.Millisecond), workers: workers, chunk: chunk}
+}
+
+// Run runs the scenarios one after the other and writes the result files. A scenario that fails does not stop the others; its error is
+// in what Run returns beside the report.
+func Run(ctx context.Context, o Options) (*Report, error) {
+	if len(o.Scenarios) == 0 {
+		o.Scenarios = Names()
+	}
+	for _, name := range o.Scenarios {
+		if !slices.Contains(Names(), name) {
+			return nil, fmt.Errorf("no scenario %q: there are %s", name, strings.Join(Names(), ", "))
+		}
+	}
+	ballast := make([]byte, ballastBytes)
+	defer runtime.KeepAlive(ballast)
+
+	e := &env{Options: o}
+	r := &Report{Began: time.Now().UTC(), Quick: o.Quick, Scenarios: o.Scenarios, Environment: environment(), Skipped: map[string]string{}}
+	var errs []error
+	for _, s := range scenarios {
+		if !slices.Contains(o.Scenarios, s.name) || ctx.Err() != nil {
+			continue
+		}
+		fmt.Fprintf(o.Log, "%s: %s\n", s.name, s.title)
+		if s.redis && e.server == nil {
+			server, err := startServer(ctx)
+			if err != nil {
+				r.Skipped[s.name] = err.Error()
+				fmt.Fprintf(o.Log, "  SKIPPED: %v\n", err)
+				continue
+			}
+			defer server.stop()
+			e.server = server
+			r.Environment["redis"] = server.version(ctx)
+		}
+		rows, err := s.run(ctx, e)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", s.name, err))
+			r.Skipped[s.name] = err.Error()
+			fmt.Fprintf(o.Log, "  FAILED: %v\n", err)
+			continue
+		}
+		for i := range rows {
+			rows[i].Scenario, rows[i].Verdict = s.name, rows[i].Budget.verdict(rows[i].Value)
+		}
+		printRows(o.Log, rows)
+		r.Rows = append(r.Rows, rows...)
+	}
+	r.Took = time.Since(r.Began)
+	if ctx.Err() != nil {
+		return r, context.Cause(ctx)
+	}
+	met, missed := r.missed()
+	fmt.Fprintf(o.Log, "budgets met: %d, missed: %d; took %s\n", met, missed, r.Took.Round(time.Second))
+	if o.Out != "" {
+		path, err := r.write(o.Out)
+		if err != nil {
+			errs = append(errs, err)
+		} else {
+			fmt.Fprintf(o.Log, "written to %s\n", path)
+		}
+	}
+	return r, errors.Join(errs...)
+}
+
+// environment says what the run ran on; nothing that names the machine.
+func environment() map[string]string {
+	e := map[string]string{
+		"cores": fmt.Sprint(runtime.NumCPU()),
+		"os":    runtime.GOOS + "/" + runtime.GOARCH,
+		"go":    runtime.Version(),
+	}
+	if f, err := os.Open("/proc/cpuinfo"); err == nil {
+		defer f.Close() //nolint:errcheck // read only
+		for lines := bufio.NewScanner(f); lines.Scan(); {
+			if k, v, ok := strings.Cut(lines.Text(), ":"); ok && strings.TrimSpace(k) == "model name" {
+				e["cpu"] = strings.TrimSpace(v)
+				break
+			}
+		}
+	}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		var versions []string
+		for _, d := range info.Deps {
+			for _, peer := range []string{"dgraph-io/ristretto", "redis/go-redis", "redis/rueidis", "bits-and-blooms/bloom"} {
+				if strings.Contains(d.Path, peer) {
+					versions = append(versions, strings.TrimPrefix(d.Path, "github.com/")+" "+d.Version)
+				}
+			}
+		}
+		e["versions"] = strings.Join(versions, ", ")
+	}
+	return e
+}

@@ -1,0 +1,76 @@
+// Package tiercache is a read-through cache for rows of a database: this process's memory over Redis over the source. It exists so that
+// the database never feels what happens to the cache: a hot key that expires is loaded once (stampede), rows that do not exist are not asked
+// for (penetration), keys do not expire together and loads are bounded when Redis is gone (avalanche), and what a write changed is not
+// answered any more (stale data).
+//
+// [New] opens a [Cache]; [Cache.Get] reads; [Cache.Update] wraps a write, [Cache.Invalidate] follows one. The way of one key stands in
+// cache.go, from top to bottom. The rooms are layers (the tiers), rebuild (who may load, and when), bloom (which rows exist) and
+// consistency (the write side); docs/architecture.md has a picture.
+//
+// # Guarantees
+//
+// Each is kept by the tests named behind it, on real Redis where Redis is part of it, standalone and Cluster. Where Redis appears, the
+// client of layers.NewRedis must ask masters only, and its user must be allowed to subscribe.
+//
+//	P1  Between two invalidations a key is loaded once in the fleet while Redis is reachable and the process that loads lives and renews
+//	    its lease; one more load within LeaseTime after it died. Without Redis: once a process, never more at once than the gate.
+//	    Limits: a guard evicted by Redis, a holder paused past its lease, and a load that began in a delete window and outlived it each
+//	    let one more load begin.
+//	    PROMISE1
+//	P2  After Invalidate, Update or Set returned nil, nothing loaded before is stored in Redis, nor answered to a Get that begins
+//	    afterwards: in this process at once, in another once the event arrived there.
+//	    Limits: with the bus silent, until MemoryTTL, longer only for answers marked stale while Redis or the source fails. A Get that
+//	    waits already may be given the older value. After a failover that lost the invalidation: not in this release. DeleteWindow must
+//	    be longer than the lag of the replicas that the loader reads.
+//	    PROMISE2
+//	P3  A Get that begins after Invalidate, Update or Set returned, nil or error, joins no older load. Limit: in the same process.
+//	    PROMISE3
+//	P4  A crash anywhere in Update leaves staleness of at most DeleteWindow plus the replica lag after the commit; nobody has to do
+//	    anything. Limits: Redis took the first delete; the commit takes effect within 30 s of the last renewal. A crash between a commit
+//	    and a plain Invalidate leaves the old value for its TTL.
+//	    PROMISE4
+//	P5  A gap in the events is noticed: by a lost connection at once, by silence within 2 s, by a missing number within 6 s. From then
+//	    on memory put before it is asked again from Redis.
+//	    PROMISE5
+//	P6  Not found is a result: kept for AbsentTTL, removed by Set, Announce and Invalidate. The filter's "absent" is never kept.
+//	    Limit: a row that is inserted without Announce, Update or Invalidate is not found until AbsentTTL, or, with a filter, its next build.
+//	    PROMISE6
+//	P7  Redis down, hung, read-only, full or flushed: Get goes on answering from memory, stale, or by loads behind the gate; a Redis error
+//	    is never returned from Get. Invalidations are queued (10,000 keys, then all), the caller is told by ErrPending, and a queued key is
+//	    not read from Redis before its invalidation got there. Limit: the queue dies with its process.
+//	    PROMISE7
+//	P8  Source down: the stale copy is answered up to MaxStale, counted (Stats.StaleErrors) and told to Hooks; then a *LoadError with the
+//	    cause. A key that failed twice in a row rests for 100 ms, doubled up to 1 s.
+//	    PROMISE8
+//	P9  A cancelled or expired caller leaves at once and harms no one else; a panic or Goexit of a loader is an error for those who wait
+//	    and harms no one else.
+//	    PROMISE9
+//	P10 What cannot be read in Redis (truncated, foreign, of another schema, too large) is a miss that repairs itself once.
+//	    PROMISE10
+//	P11 Everything is bounded: bytes, goroutines, queues, waiters; nothing in Redis is without expiry. Close is idempotent and leaves no
+//	    goroutine behind but loaders that ignore their context, which its error counts; calls after it return ErrClosed.
+//	    PROMISE11
+//	P12 A key or value from outside does no harm: keys are escaped, those over 200 bytes are hashed and compared in full, over 8 KiB refused;
+//	    encoded values are limited to 1 MiB; keys do not appear in error texts, hooks or logs.
+//	    PROMISE12
+//	P13 A life is what it says: jitter only shortens, to the millisecond; memory never outlives what Redis kept; nothing depends on two
+//	    machines' clocks agreeing. Limits: Redis itself expires by its master's clock, so a failover to a slower one lengthens lives by
+//	    the difference; within 5 ms after a process was stopped and continued an entry may be answered past its end.
+//	    PROMISE13
+//
+// # Keys
+//
+// A key's identity in every tier is its string form: Options.KeyString; else strings and integers by kind (their String method is ignored);
+// else encoding.TextMarshaler; else fmt.Stringer, which must tell different keys apart. Other types are an error of New.
+//
+// # Values
+//
+// What a loader or Set gives is shared by all callers and by memory: it must not be changed, or Options.Clone be given. A nil pointer, an
+// empty string and an empty slice are values; only ErrNotFound says that there is none. A V of interface type, or with unexported fields,
+// comes back from Redis as the Codec makes it. A value that cannot be encoded or is too large is answered, kept in memory only and counted.
+//
+// # Contexts
+//
+// Loads run with the values of the first caller's context, not its end: no *sql.Tx belongs into a context given to Get. A caller whose
+// context ends leaves with that context's error; the load goes on to its own time-out and is kept.
+package tiercache
