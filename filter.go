@@ -4,9 +4,13 @@ import (
 	"context"
 	"errors"
 	"iter"
+	"time"
 
 	"github.com/tiercache/tiercache/bloom"
 )
+
+// filterKeptFor is how often the expiries of snapshot and stream, which are a day, are renewed. Chosen; not tuned.
+const filterKeptFor = time.Minute
 
 // errNoFilter is what BuildFilter returns where Options.Filter is zero.
 var errNoFilter = errors.New("tiercache: the cache has no Filter")
@@ -65,10 +69,10 @@ func (c *Cache[K, V]) certainlyAbsent(id string, why cause) bool {
 }
 
 // keepFilter reads what other processes announced, fetches a new snapshot if there is one, and keeps both from expiring. It is called each
-// second while Redis answers; where it is not, the filter soon says nothing any more.
+// second while Redis answers; where it is not called for bloom.MaxLag the filter says nothing any more.
 func (c *Cache[K, V]) keepFilter(ctx context.Context) {
 	store := c.filterStore()
-	if c.newFilter.Swap(false) || c.filter.State() == bloom.Doubted {
+	if c.newFilter.Swap(false) {
 		if err := c.filter.Adopt(ctx, store); err != nil && !errors.Is(err, bloom.ErrNoSnapshot) {
 			c.filterFailed(ctx, err)
 			if !errors.Is(err, bloom.ErrBehind) && !errors.Is(err, bloom.ErrSnapshot) {
@@ -79,8 +83,16 @@ func (c *Cache[K, V]) keepFilter(ctx context.Context) {
 	if err := c.filter.CatchUp(ctx, store); err != nil {
 		c.filterFailed(ctx, err)
 	}
+	if time.Since(c.filterKept) < filterKeptFor {
+		return
+	}
 	if err := c.shared.KeepFilter(ctx); err != nil {
 		c.filterFailed(ctx, err)
+		return
+	}
+	c.filterKept = time.Now()
+	if !c.filter.Believed() { // perhaps somebody built it anew while this process was deaf
+		c.newFilter.Store(true)
 	}
 }
 

@@ -43,12 +43,13 @@ type Cache[K comparable, V any] struct {
 	count  counters
 	closed atomic.Bool
 
-	chores    chan struct{} // a chore is waiting; room for one
-	newFilter atomic.Bool   // the chore: fetch the snapshot that another process stored
-	stop      context.CancelFunc
-	idle      chan struct{} // closed when the goroutine of the chores has ended
-	closing   sync.Once
-	closeErr  error
+	chores     chan struct{} // a chore is waiting; room for one
+	newFilter  atomic.Bool   // the chore: fetch the snapshot that another process stored
+	filterKept time.Time     // when the filter's expiries were last renewed; of the goroutine of the chores
+	stop       context.CancelFunc
+	idle       chan struct{} // closed when the goroutine of the chores has ended
+	closing    sync.Once
+	closeErr   error
 }
 
 // heardWithin is how long New waits for the bus to be heard where Redis answers: a handful of round trips. Until it is heard, memory is

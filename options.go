@@ -145,7 +145,7 @@ func (o Options[K, V]) withDefaults() (Options[K, V], error) {
 			o.MemoryTTL = defaultMemoryTTL
 		}
 	}
-	if o.Filter == (bloom.Options{}) && o.FilterFirst {
+	if !o.Filter.Enabled() && o.FilterFirst {
 		wrong("FilterFirst is set, but there is no Filter")
 	}
 	o.MemoryTTL, o.AbsentTTL = min(o.MemoryTTL, o.TTL), min(o.AbsentTTL, o.TTL)
@@ -180,7 +180,7 @@ func New[K comparable, V any](o Options[K, V]) (*Cache[K, V], error) {
 	gate, gateErr := rebuild.NewGate(o.Gate)
 	c := &Cache[K, V]{o: o, keys: keys, gate: gate}
 	var filterErr error
-	if o.Filter != (bloom.Options{}) {
+	if o.Filter.Enabled() {
 		c.filter, filterErr = bloom.NewGuard(o.Filter)
 	}
 	if err := errors.Join(err, keyErr, gateErr, filterErr); err != nil {

@@ -11,10 +11,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func newTestFilter(t testing.TB, capacity uint64) *Filter {
-	t.Helper()
+func newTestFilter(tb testing.TB, capacity uint64) *Filter {
+	tb.Helper()
 	f, err := New(Options{Capacity: capacity})
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	return f
 }
 

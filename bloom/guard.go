@@ -11,7 +11,8 @@ import (
 
 // MaxLag is how old a guard's knowledge of the fleet's announcements may be: with nothing read from the store for longer, nothing is
 // absent. It is half the life of the marker that an announcement leaves in Redis (10 s), so whoever reads Redis before the filter
-// meets either the marker or a filter that has the row.
+// meets either the marker or a filter that has the row. It is measured on the monotonic clock: a machine that was suspended as a whole
+// does not notice, and may be behind until the next CatchUp.
 const MaxLag = 5 * time.Second
 
 var (

@@ -10,19 +10,19 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func newTestGuard(t testing.TB) *Guard {
-	t.Helper()
+func newTestGuard(tb testing.TB) *Guard {
+	tb.Helper()
 	g, err := NewGuard(Options{Capacity: 10_000, FalsePositiveRate: 1e-6}) // so that a probe is practically never wrong by chance
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	return g
 }
 
 // stored returns a store with a snapshot of rows, built by another process's guard.
-func stored(t testing.TB, rows ...string) *memoryStore {
-	t.Helper()
+func stored(tb testing.TB, rows ...string) *memoryStore {
+	tb.Helper()
 	st := &memoryStore{}
-	_, err := newTestGuard(t).Build(t.Context(), rowsOf(rows...), BuildOptions{}, st)
-	require.NoError(t, err)
+	_, err := newTestGuard(tb).Build(tb.Context(), rowsOf(rows...), BuildOptions{}, st)
+	require.NoError(tb, err)
 	return st
 }
 

@@ -36,8 +36,7 @@ func (r *recent) add(h uint64) {
 			return
 		}
 	}
-	// The count first: a reader that finds the slot must not be turned away by a count of 0, and one that finds the count early
-	// only looks at an empty slot.
+	// A reader may meet one without the other and miss h: add has not returned yet then.
 	r.n.Add(1)
 	r.slots[i].Store(h)
 }

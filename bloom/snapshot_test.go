@@ -8,9 +8,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func filledFilter(t testing.TB, n int) *Filter {
-	t.Helper()
-	f := newTestFilter(t, uint64(n))
+func filledFilter(tb testing.TB, n int) *Filter {
+	tb.Helper()
+	f := newTestFilter(tb, uint64(n))
 	for i := range n {
 		f.Add(strconv.Itoa(i))
 	}
@@ -76,6 +76,10 @@ func TestForeignSnapshotIsAnError(t *testing.T) {
 		_, err := ReadSnapshot(data)
 		require.ErrorIs(t, err, ErrSnapshot, name)
 	}
+	data := append(filledFilter(t, 50).Snapshot(), 0)
+	binary.BigEndian.PutUint64(data[checksumAt:], snapshotSum(data))
+	_, err := ReadSnapshot(data)
+	require.ErrorIs(t, err, ErrSnapshot, "longer than its header says")
 	for _, data := range [][]byte{nil, {}, []byte("OK"), make([]byte, 4096)} {
 		_, err := ReadSnapshot(data)
 		require.ErrorIs(t, err, ErrSnapshot)

@@ -30,11 +30,17 @@ func filterSpace(t *testing.T, client redis.UniversalClient, name string, e Even
 	return s
 }
 
-// onServers runs test against one server and against a cluster.
-func onServers(t *testing.T, test func(t *testing.T, client redis.UniversalClient)) {
+// filterServers are what the store must work on.
+var filterServers = map[string]func(t *testing.T) redis.UniversalClient{"one server": filterOneServer, "cluster": filterCluster}
+
+func filterOneServer(t *testing.T) redis.UniversalClient {
 	t.Helper()
-	t.Run("one server", func(t *testing.T) { test(t, redistest.Shared(t).Client(t)) })
-	t.Run("cluster", func(t *testing.T) { test(t, redistest.SharedCluster(t).Client(t)) })
+	return redistest.Shared(t).Client(t)
+}
+
+func filterCluster(t *testing.T) redis.UniversalClient {
+	t.Helper()
+	return redistest.SharedCluster(t).Client(t)
 }
 
 // requireExpiry fails unless key is there and will be gone after more than least.
@@ -73,49 +79,55 @@ func requireNoParts(t *testing.T, client redis.UniversalClient, s *Space) {
 
 // A snapshot of any length comes back whole with its cursor, the last one stored wins, both keys have an expiry and no part stays.
 func TestFilterSnapshotComesBackWhole(t *testing.T) {
-	onServers(t, func(t *testing.T, client redis.UniversalClient) {
-		s := filterSpace(t, client, redistest.Name(t)+"{:}", Events{})
-		data, cursor, err := s.LoadFilter(t.Context())
-		require.NoError(t, err)
-		require.Nil(t, data, "nothing stored yet")
-		require.Empty(t, cursor)
-
-		start, whole, err := s.BeginFilter(t.Context(), time.Minute)
-		require.NoError(t, err)
-		require.True(t, whole)
-		for _, n := range []int{0, 1, filterChunk, 2*filterChunk + 12345, 77} {
-			want := randomBytes(n)
-			require.NoError(t, s.SaveFilter(t.Context(), start, want))
-			data, cursor, err = s.LoadFilter(t.Context())
+	for name, open := range filterServers {
+		t.Run(name, func(t *testing.T) {
+			client := open(t)
+			s := filterSpace(t, client, redistest.Name(t)+"{:}", Events{})
+			data, cursor, err := s.LoadFilter(t.Context())
 			require.NoError(t, err)
-			require.True(t, bytes.Equal(want, data), "%d bytes", n)
-			require.NotNil(t, data)
-			require.Equal(t, start, cursor)
-		}
-		requireNoParts(t, client, s)
-		requireExpiry(t, client, s.filterKey(), 23*time.Hour)
-		requireExpiry(t, client, s.filterStreamKey(), 23*time.Hour)
-		require.NoError(t, client.PExpire(t.Context(), s.filterKey(), time.Minute).Err())
-		require.NoError(t, client.PExpire(t.Context(), s.filterStreamKey(), time.Minute).Err())
-		require.NoError(t, s.KeepFilter(t.Context()))
-		requireExpiry(t, client, s.filterKey(), 23*time.Hour)
-		requireExpiry(t, client, s.filterStreamKey(), 23*time.Hour)
-	})
+			require.Nil(t, data, "nothing stored yet")
+			require.Empty(t, cursor)
+
+			start, whole, err := s.BeginFilter(t.Context(), time.Minute)
+			require.NoError(t, err)
+			require.True(t, whole)
+			for _, n := range []int{0, 1, filterChunk, 2*filterChunk + 12345, 77} {
+				want := randomBytes(n)
+				require.NoError(t, s.SaveFilter(t.Context(), start, want))
+				data, cursor, err = s.LoadFilter(t.Context())
+				require.NoError(t, err)
+				require.True(t, bytes.Equal(want, data), "%d bytes", n)
+				require.NotNil(t, data)
+				require.Equal(t, start, cursor)
+			}
+			requireNoParts(t, client, s)
+			requireExpiry(t, client, s.filterKey(), 23*time.Hour)
+			requireExpiry(t, client, s.filterStreamKey(), 23*time.Hour)
+			require.NoError(t, client.PExpire(t.Context(), s.filterKey(), time.Minute).Err())
+			require.NoError(t, client.PExpire(t.Context(), s.filterStreamKey(), time.Minute).Err())
+			require.NoError(t, s.KeepFilter(t.Context()))
+			requireExpiry(t, client, s.filterKey(), 23*time.Hour)
+			requireExpiry(t, client, s.filterStreamKey(), 23*time.Hour)
+		})
+	}
 }
 
 // Storing a filter tells the other processes, not the one that stored it.
 func TestStoredFilterIsHeardOfByOthers(t *testing.T) {
-	onServers(t, func(t *testing.T, client redis.UniversalClient) {
-		name := redistest.Name(t)
-		heard, ready := make(chan struct{}, 10), make(chan struct{}, 10)
-		var own atomic.Int64
-		s := filterSpace(t, client, name, Events{Filter: func() { own.Add(1) }})
-		filterSpace(t, client, name, Events{Filter: func() { heard <- struct{}{} }, Hear: func() { ready <- struct{}{} }})
-		<-ready
-		require.NoError(t, s.SaveFilter(t.Context(), "1-0=k", []byte("filter")))
-		<-heard
-		require.Zero(t, own.Load())
-	})
+	for name, open := range filterServers {
+		t.Run(name, func(t *testing.T) {
+			client := open(t)
+			name := redistest.Name(t)
+			heard, ready := make(chan struct{}, 10), make(chan struct{}, 10)
+			var own atomic.Int64
+			s := filterSpace(t, client, name, Events{Filter: func() { own.Add(1) }})
+			filterSpace(t, client, name, Events{Filter: func() { heard <- struct{}{} }, Hear: func() { ready <- struct{}{} }})
+			<-ready
+			require.NoError(t, s.SaveFilter(t.Context(), "1-0=k", []byte("filter")))
+			<-heard
+			require.Zero(t, own.Load())
+		})
+	}
 }
 
 // onCommand is a hook that calls f after each command of a name.
@@ -253,34 +265,37 @@ func readAnnounced(t *testing.T, s *Space, cursor string) (ids []string, next st
 // Every announcement is read once it was appended, in order, whatever its bytes, over many pages; the one at the cursor may come
 // again. Appending up to 1,000 and reading what is new are one round trip each.
 func TestAnnouncementsAreReadInOrder(t *testing.T) {
-	onServers(t, func(t *testing.T, client redis.UniversalClient) {
-		s := filterSpace(t, client, redistest.Name(t), Events{})
-		cursor, whole, err := s.BeginFilter(t.Context(), time.Minute)
-		require.NoError(t, err)
-		require.True(t, whole)
-		ids, next := readAnnounced(t, s, cursor)
-		require.Empty(t, ids)
-		require.Equal(t, cursor, next)
+	for name, open := range filterServers {
+		t.Run(name, func(t *testing.T) {
+			client := open(t)
+			s := filterSpace(t, client, redistest.Name(t), Events{})
+			cursor, whole, err := s.BeginFilter(t.Context(), time.Minute)
+			require.NoError(t, err)
+			require.True(t, whole)
+			ids, next := readAnnounced(t, s, cursor)
+			require.Empty(t, ids)
+			require.Equal(t, cursor, next)
 
-		want := []string{"", "{a}:b", "\x00\xff", strings.Repeat("long", 2048)}
-		for i := range 2500 {
-			want = append(want, strconv.Itoa(i))
-		}
-		require.NoError(t, s.AppendAnnounced(t.Context(), want...))
-		require.NoError(t, s.AppendAnnounced(t.Context()))
-		ids, next = readAnnounced(t, s, cursor)
-		pages := make([]string, 0, len(want))
-		for i, id := range ids { // without the cursor's own that each page repeats
-			if i == 0 || id != ids[i-1] {
-				pages = append(pages, id)
+			want := []string{"", "{a}:b", "\x00\xff", strings.Repeat("long", 2048)}
+			for i := range 2500 {
+				want = append(want, strconv.Itoa(i))
 			}
-		}
-		require.Equal(t, want, pages)
-		require.NoError(t, s.AppendAnnounced(t.Context(), "one more"))
-		ids, _ = readAnnounced(t, s, next)
-		require.Equal(t, []string{"2499", "one more", "one more"}, ids, "the page after it has only the cursor's own")
-		require.ErrorIs(t, s.AppendAnnounced(t.Context(), strings.Repeat("x", MaxKeyBytes+1)), ErrKeyTooLong)
-	})
+			require.NoError(t, s.AppendAnnounced(t.Context(), want...))
+			require.NoError(t, s.AppendAnnounced(t.Context()))
+			ids, next = readAnnounced(t, s, cursor)
+			pages := make([]string, 0, len(want))
+			for i, id := range ids { // without the cursor's own that each page repeats
+				if i == 0 || id != ids[i-1] {
+					pages = append(pages, id)
+				}
+			}
+			require.Equal(t, want, pages)
+			require.NoError(t, s.AppendAnnounced(t.Context(), "one more"))
+			ids, _ = readAnnounced(t, s, next)
+			require.Equal(t, []string{"2499", "one more", "one more"}, ids, "the page after it has only the cursor's own")
+			require.ErrorIs(t, s.AppendAnnounced(t.Context(), strings.Repeat("x", MaxKeyBytes+1)), ErrKeyTooLong)
+		})
+	}
 }
 
 // The first announcement makes the stream, with an expiry: nobody has to have built a filter for it to be kept.
@@ -341,32 +356,35 @@ func TestBuildIsToldOfDroppedAnnouncements(t *testing.T) {
 // A cursor whose entry is gone is noticed: the stream was trimmed past it, lost, lost and begun anew, or begun anew with an entry
 // that has the same id by chance. An entry at the cursor means that nothing after it is missing.
 func TestGapInTheAnnouncementsIsNoticed(t *testing.T) {
-	onServers(t, func(t *testing.T, client redis.UniversalClient) {
-		s := filterSpace(t, client, redistest.Name(t), Events{})
-		notWhole := func(cursor, why string) {
-			t.Helper()
-			ids, _, whole, err := s.Announced(t.Context(), cursor)
-			require.NoError(t, err, why)
-			require.False(t, whole, why)
-			require.Empty(t, ids, why)
-		}
-		cursor, _, err := s.BeginFilter(t.Context(), time.Minute)
-		require.NoError(t, err)
-		require.NoError(t, s.AppendAnnounced(t.Context(), "a", "b"))
-		require.NoError(t, client.XTrimMaxLen(t.Context(), s.filterStreamKey(), 2).Err())
-		notWhole(cursor, "trimmed")
-		require.NoError(t, client.Del(t.Context(), s.filterStreamKey()).Err())
-		notWhole(cursor, "lost")
-		require.NoError(t, s.AppendAnnounced(t.Context(), "a"))
-		notWhole(cursor, "begun anew")
-		require.NoError(t, client.Del(t.Context(), s.filterStreamKey()).Err())
-		id, _, _ := strings.Cut(cursor, "=")
-		require.NoError(t, client.XAdd(t.Context(), &redis.XAddArgs{Stream: s.filterStreamKey(), ID: id, Values: []string{"kOther", "a"}}).Err())
-		notWhole(cursor, "same id, another entry")
-		for _, wrong := range []string{"", "1-0", "=k", "1-0=", "garbage"} {
-			notWhole(wrong, "cursor "+wrong)
-		}
-	})
+	for name, open := range filterServers {
+		t.Run(name, func(t *testing.T) {
+			client := open(t)
+			s := filterSpace(t, client, redistest.Name(t), Events{})
+			notWhole := func(cursor, why string) {
+				t.Helper()
+				ids, _, whole, err := s.Announced(t.Context(), cursor)
+				require.NoError(t, err, why)
+				require.False(t, whole, why)
+				require.Empty(t, ids, why)
+			}
+			cursor, _, err := s.BeginFilter(t.Context(), time.Minute)
+			require.NoError(t, err)
+			require.NoError(t, s.AppendAnnounced(t.Context(), "a", "b"))
+			require.NoError(t, client.XTrimMaxLen(t.Context(), s.filterStreamKey(), 2).Err())
+			notWhole(cursor, "trimmed")
+			require.NoError(t, client.Del(t.Context(), s.filterStreamKey()).Err())
+			notWhole(cursor, "lost")
+			require.NoError(t, s.AppendAnnounced(t.Context(), "a"))
+			notWhole(cursor, "begun anew")
+			require.NoError(t, client.Del(t.Context(), s.filterStreamKey()).Err())
+			id, _, _ := strings.Cut(cursor, "=")
+			require.NoError(t, client.XAdd(t.Context(), &redis.XAddArgs{Stream: s.filterStreamKey(), ID: id, Values: []string{"kOther", "a"}}).Err())
+			notWhole(cursor, "same id, another entry")
+			for _, wrong := range []string{"", "1-0", "=k", "1-0=", "garbage"} {
+				notWhole(wrong, "cursor "+wrong)
+			}
+		})
+	}
 }
 
 // One round trip to announce, one to see that nothing was announced.
