@@ -15,29 +15,28 @@ import (
 // and lease.
 type part[K comparable, V any] struct {
 	want[K, V]
-	mark  layers.Mark
 	claim *claim[K, V] // nil: it is loaded without Redis
-	cut   time.Time    // without Redis: the end of a delete window
+	alone alone
 }
 
 // rebuildMany rebuilds keys with one pipeline of acquires, one load call and one pipeline of fills. What was granted is loaded while what
 // was held is waited for: batches {1,2} and {2,1} of two processes then never wait for each other in a circle. A call that it leaves
 // unfinished, by a panic or Close, is finished by the flight with that error.
 func (c *Cache[K, V]) rebuildMany(ctx context.Context, wants []want[K, V]) {
-	var alone, leased []part[K, V]
+	var without, leased []part[K, V]
 	for _, w := range wants {
-		p := part[K, V]{want: w, mark: c.local.Mark(w.key)}
+		p := part[K, V]{want: w, alone: alone{mark: c.local.Mark(w.key), why: w.why}}
 		if !c.askable(w.id) {
-			alone = append(alone, p)
+			without = append(without, p)
 			continue
 		}
-		p.claim = c.newClaim(w.key, w.id, p.mark, w.why)
+		p.claim = c.newClaim(w.key, w.id, p.alone.mark, w.why)
 		leased = append(leased, p)
 	}
 	var held sync.WaitGroup
 	defer held.Wait()
 	granted, refused := c.acquireMany(ctx, leased, &held) // 5
-	parts := append(granted, c.mayLoadAlone(append(alone, refused...))...)
+	parts := append(granted, c.mayLoadAlone(append(without, refused...))...)
 	stop := c.keepMany(ctx, granted)
 	defer stop()
 	if c.o.LoadMany == nil {
@@ -82,13 +81,13 @@ func (c *Cache[K, V]) acquireMany(ctx context.Context, parts []part[K, V], held 
 // mayLoadAlone returns the keys to load without Redis; those that memory can answer in doubt, or that back off, are finished.
 func (c *Cache[K, V]) mayLoadAlone(parts []part[K, V]) (rest []part[K, V]) {
 	for _, p := range parts {
-		a, done, err := c.beforeAlone(p.key, p.id)
+		a, done, err := c.beforeAlone(p.key, p.id, p.why)
 		if done {
 			p.call.Finish(a, err)
 			continue
 		}
 		p.claim = nil
-		p.cut, _ = c.fillWindows.Cut(p.id, time.Now())
+		p.alone.cut, _ = c.fillWindows.Cut(p.id, time.Now())
 		rest = append(rest, p)
 	}
 	return rest
@@ -119,7 +118,7 @@ func (c *Cache[K, V]) loadEach(ctx context.Context, parts []part[K, V]) {
 				p.call.Finish(c.afterLoad(ctx, p.claim, entry, err))
 				return
 			}
-			p.call.Finish(c.afterAlone(p.key, p.id, p.mark, p.cut, entry, err))
+			p.call.Finish(c.afterAlone(p.key, p.id, p.alone, entry, err))
 		})
 	}
 	all.Wait()
@@ -150,7 +149,7 @@ func (c *Cache[K, V]) loadChunk(ctx context.Context, parts []part[K, V]) {
 		v, ok := rows[p.key]
 		entry := layers.Entry[V]{Value: v, Absent: !ok, Born: born, Cost: took}
 		if p.claim == nil {
-			p.call.Finish(c.afterAlone(p.key, p.id, p.mark, p.cut, entry, nil))
+			p.call.Finish(c.afterAlone(p.key, p.id, p.alone, entry, nil))
 			continue
 		}
 		fill, ok := c.encoded(ctx, p.claim, entry)
@@ -162,7 +161,7 @@ func (c *Cache[K, V]) loadChunk(ctx context.Context, parts []part[K, V]) {
 	}
 	for i, filled := range c.fillMany(ctx, fills) {
 		p := filling[i]
-		c.filled(p.key, entries[i], fills[i], filled, p.mark)
+		c.filled(p.claim, entries[i], fills[i], filled)
 		p.call.Finish(answer[V]{Entry: entries[i], tier: Source}, nil)
 	}
 }
@@ -183,7 +182,7 @@ func (c *Cache[K, V]) failMany(ctx context.Context, parts []part[K, V], err erro
 			p.call.Finish(p.claim.staleOr(err))
 			continue
 		}
-		p.call.Finish(c.afterAlone(p.key, p.id, p.mark, p.cut, layers.Entry[V]{}, err))
+		p.call.Finish(c.afterAlone(p.key, p.id, p.alone, layers.Entry[V]{}, err))
 	}
 }
 

@@ -157,7 +157,7 @@ func (c *Cache[K, V]) taken(key K, found layers.Reading[V], mark layers.Mark, wh
 		return answer[V]{}, false
 	}
 	if found.Keep {
-		c.keep(key, found.Entry, mark)
+		c.keep(key, found.Entry, mark, cause{})
 	}
 	a := answer[V]{Entry: found.Entry, tier: Shared, stale: !found.Fresh(now)}
 	if !a.stale && !a.Absent {
@@ -178,7 +178,9 @@ func (c *Cache[K, V]) revalidate(ctx context.Context, key K, id string, a answer
 	defer cancel()
 	fresh, _, err := c.flights.Do(ctx, id, again)
 	if err != nil {
-		a.cause = err
+		if ctx.Err() == nil { // else the rebuild has not failed: it goes on
+			a.cause = err
+		}
 		return a
 	}
 	return fresh
@@ -190,7 +192,7 @@ func (c *Cache[K, V]) revalidate(ctx context.Context, key K, id string, a answer
 func (c *Cache[K, V]) rebuild(ctx context.Context, key K, id string, why cause) (answer[V], error) {
 	mark := c.local.Mark(key)
 	if !c.askable(id) {
-		return c.loadAlone(ctx, key, id, mark)
+		return c.loadAlone(ctx, key, id, mark, why)
 	}
 	return c.rebuildClaimed(ctx, key, id, c.newClaim(key, id, mark, why))
 }
@@ -202,7 +204,7 @@ func (c *Cache[K, V]) rebuildClaimed(ctx context.Context, key K, id string, clai
 	switch {
 	case errors.Is(err, errShared):
 		c.sharedFailed("acquire", err)
-		return c.loadAlone(ctx, key, id, claim.mark)
+		return c.loadAlone(ctx, key, id, claim.mark, claim.why)
 	case err != nil: // the other process took too long, or Close
 		return claim.staleOr(err)
 	}
@@ -236,13 +238,21 @@ func (c *Cache[K, V]) afterLoad(ctx context.Context, claim *claim[K, V], entry l
 
 // loadAlone loads the key without Redis: there is none, it cannot be asked, or an invalidation waits for it. What it loads is kept in
 // memory, in doubt from birth where there is a Redis to ask again (R14), and no longer than a delete window of this process allows.
-func (c *Cache[K, V]) loadAlone(ctx context.Context, key K, id string, mark layers.Mark) (answer[V], error) {
-	if a, done, err := c.beforeAlone(key, id); done {
+func (c *Cache[K, V]) loadAlone(ctx context.Context, key K, id string, mark layers.Mark, why cause) (answer[V], error) {
+	if a, done, err := c.beforeAlone(key, id, why); done {
 		return a, err
 	}
-	cut, _ := c.fillWindows.Cut(id, time.Now())
+	alone := alone{mark: mark, why: why}
+	alone.cut, _ = c.fillWindows.Cut(id, time.Now())
 	entry, err := c.load(ctx, key, id) // 6, 7
-	return c.afterAlone(key, id, mark, cut, entry, err)
+	return c.afterAlone(key, id, alone, entry, err)
+}
+
+// alone is what a load without Redis begins with: its mark, its reason and the end of the delete window it begins in.
+type alone struct {
+	mark layers.Mark
+	why  cause
+	cut  time.Time
 }
 
 // load is steps 6 and 7: one call of the loader behind the gate, under LoadTimeout, a panic or runtime.Goexit turned into an error. "Not
@@ -264,18 +274,18 @@ func (c *Cache[K, V]) load(ctx context.Context, key K, id string) (layers.Entry[
 // and kept nowhere: an invalidation came in between (R1, R6, R7).
 func (c *Cache[K, V]) fill(ctx context.Context, claim *claim[K, V], entry layers.Entry[V]) answer[V] {
 	if fill, ok := c.encoded(ctx, claim, entry); ok {
-		c.filled(claim.key, entry, fill, c.fillMany(ctx, []layers.Fill{fill})[0], claim.mark)
+		c.filled(claim, entry, fill, c.fillMany(ctx, []layers.Fill{fill})[0])
 	}
 	return answer[V]{Entry: entry, tier: Source}
 }
 
 // filled keeps in memory what a fill stored.
-func (c *Cache[K, V]) filled(key K, entry layers.Entry[V], fill layers.Fill, filled layers.Filled, mark layers.Mark) {
+func (c *Cache[K, V]) filled(claim *claim[K, V], entry layers.Entry[V], fill layers.Fill, filled layers.Filled) {
 	entry.Size = len(fill.Payload)
 	if filled.Err != nil {
 		alive(&entry, layers.Lives{Soft: fill.Soft, Hard: fill.Hard})
 		entry.Cap(fill.Lease.Cut)
-		c.keepDoubtful(key, entry, mark)
+		c.keepDoubtful(claim.key, entry, claim.mark)
 		return
 	}
 	switch filled.Result {
@@ -283,7 +293,7 @@ func (c *Cache[K, V]) filled(key K, entry layers.Entry[V], fill layers.Fill, fil
 		entry.Born = filled.Born
 		alive(&entry, layers.Lives{Soft: fill.Soft, Hard: fill.Hard})
 		entry.Cap(filled.Hard)
-		c.keep(key, entry, mark)
+		c.keep(claim.key, entry, claim.mark, claim.why)
 	case layers.Refused, layers.WindowOver, layers.Older:
 		c.count.loadsRefused.Add(1)
 	}

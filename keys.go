@@ -2,6 +2,7 @@ package tiercache
 
 import (
 	"encoding"
+	"errors"
 	"fmt"
 	"reflect"
 	"strconv"
@@ -39,15 +40,28 @@ func newKeyer[K comparable](keyString func(K) string) (keyer[K], error) {
 	var k K
 	if _, ok := any(k).(encoding.TextMarshaler); ok || typ.Implements(reflect.TypeFor[encoding.TextMarshaler]()) {
 		return keyer[K]{form: func(k K) (string, error) {
-			text, err := any(k).(encoding.TextMarshaler).MarshalText()
+			m, ok := any(k).(encoding.TextMarshaler)
+			if !ok {
+				return "", errNilKey
+			}
+			text, err := m.MarshalText()
 			return string(text), err
 		}}, nil
 	}
 	if typ.Implements(reflect.TypeFor[fmt.Stringer]()) {
-		return keyer[K]{form: func(k K) (string, error) { return any(k).(fmt.Stringer).String(), nil }}, nil
+		return keyer[K]{form: func(k K) (string, error) {
+			s, ok := any(k).(fmt.Stringer)
+			if !ok {
+				return "", errNilKey
+			}
+			return s.String(), nil
+		}}, nil
 	}
 	return keyer[K]{}, fmt.Errorf("keys of type %v have no string form: give KeyString, or a type that is a string, an integer, an encoding.TextMarshaler or a fmt.Stringer", typ)
 }
+
+// errNilKey is the error of a nil key of interface type.
+var errNilKey = errors.New("it is nil")
 
 // id returns key's string form, or an error if it has none or is too long.
 func (k keyer[K]) id(key K) (string, error) {

@@ -129,7 +129,8 @@ func (c *Cache[K, V]) encoded(ctx context.Context, claim *claim[K, V], e layers.
 		lives = layers.Lives{}
 	}
 	if lives.Hard <= 0 {
-		if claim.why.refresh { // what the refresh could not replace must not stay
+		c.local.Bump(claim.key)
+		if claim.why.refresh || claim.hasStale { // what the load did not replace must not stay
 			_ = c.invalidateShared(ctx, layers.Once, layers.NewToken(), []string{claim.id})
 		} else {
 			c.release(ctx, false, claim.lease)
@@ -142,7 +143,7 @@ func (c *Cache[K, V]) encoded(ctx context.Context, claim *claim[K, V], e layers.
 		c.release(ctx, false, claim.lease)
 		alive(&e, lives)
 		e.Cap(claim.lease.Cut)
-		c.keep(claim.key, e, claim.mark)
+		c.keep(claim.key, e, claim.mark, claim.why)
 		return layers.Fill{}, false
 	}
 	return fill, true
@@ -162,37 +163,41 @@ func (c *Cache[K, V]) fillMany(ctx context.Context, fills []layers.Fill) []layer
 	return filled
 }
 
-// beforeAlone says whether a key need not be loaded without Redis: memory has a copy in doubt, or the key backs off.
-func (c *Cache[K, V]) beforeAlone(key K, id string) (a answer[V], done bool, err error) {
-	if c.shared == nil {
-		if c.backOff.Blocked(id) {
-			c.count.backOffs.Add(1)
-			return a, true, ErrBackingOff
-		}
-		return a, false, nil
+// beforeAlone says whether a key need not be loaded without Redis: memory has it after all, in doubt where there is a Redis to ask, or
+// the key backs off. The second look is the double check of a process that is alone:
+//
+//  1. A finds nothing in memory.
+//  2. B's flight keeps the key and ends.
+//  3. A begins a flight: without a second look it loads again.
+func (c *Cache[K, V]) beforeAlone(key K, id string, why cause) (a answer[V], done bool, err error) {
+	if copied, ok := c.local.Look(key); ok && !why.refresh && copied.Fresh(time.Now()) && copied.Young && (copied.Trusted || c.shared != nil) {
+		return answer[V]{Entry: copied.Entry, tier: Memory}, true, nil
 	}
-	copied, ok := c.local.Look(key)
-	if !ok || !copied.Young || !copied.Fresh(time.Now()) {
-		return a, false, nil
+	if c.shared == nil && c.backOff.Blocked(id) {
+		c.count.backOffs.Add(1)
+		return a, true, ErrBackingOff
 	}
-	return answer[V]{Entry: copied.Entry, tier: Memory}, true, nil
+	return a, false, nil
 }
 
-// afterAlone keeps what was loaded without Redis: in doubt where there is one to ask again.
-func (c *Cache[K, V]) afterAlone(key K, id string, mark layers.Mark, cut time.Time, e layers.Entry[V], err error) (answer[V], error) {
-	if c.shared == nil {
-		c.backOff.Note(id, err != nil && countsAsFailure(err))
+// afterAlone keeps what was loaded without Redis: in doubt where there is one to ask again. What is not to be stored leaves nothing older
+// behind.
+func (c *Cache[K, V]) afterAlone(key K, id string, alone alone, e layers.Entry[V], err error) (answer[V], error) {
+	if c.shared == nil && (err == nil || countsAsFailure(err)) {
+		c.backOff.Note(id, err != nil)
 	}
 	if err != nil {
 		return answer[V]{}, err
 	}
-	if alive(&e, c.lives(key, e)) {
-		e.Cap(cut)
-		if c.shared == nil {
-			c.keep(key, e, mark)
-		} else {
-			c.keepDoubtful(key, e, mark)
-		}
+	stored := alive(&e, c.lives(key, e))
+	e.Cap(alone.cut)
+	switch {
+	case !stored:
+		c.local.Bump(key)
+	case c.shared != nil:
+		c.keepDoubtful(key, e, alone.mark)
+	default:
+		c.keep(key, e, alone.mark, alone.why)
 	}
 	return answer[V]{Entry: e, tier: Source}, nil
 }

@@ -80,7 +80,7 @@ func (c *Cache[K, V]) settle(ctx context.Context, key K, id string, a answer[V],
 		if ctx.Err() != nil {
 			return answer[V]{}, contextError(ctx)
 		}
-		if errors.Is(err, ErrClosed) {
+		if c.closed.Load() && errors.Is(err, ErrClosed) {
 			return answer[V]{}, ErrClosed
 		}
 		copied, ok := c.local.Look(key)
@@ -177,7 +177,7 @@ func (c *Cache[K, V]) lives(key K, e layers.Entry[V]) layers.Lives {
 		if c.o.AbsentTTL < 0 {
 			return layers.Lives{}
 		}
-		return layers.NewLives(c.o.AbsentTTL, 0, c.o.Jitter, random())
+		return layers.NewLives(c.alone(c.o.AbsentTTL), 0, c.o.Jitter, random())
 	}
 	ttl := c.o.TTL
 	if c.o.TTLFor != nil {
@@ -188,10 +188,15 @@ func (c *Cache[K, V]) lives(key K, e layers.Entry[V]) layers.Lives {
 			ttl = min(ttl, own)
 		}
 	}
+	return layers.NewLives(c.alone(ttl), c.o.MaxStale, c.o.Jitter, random())
+}
+
+// alone is ttl, at most MemoryTTL where memory is all there is.
+func (c *Cache[K, V]) alone(ttl time.Duration) time.Duration {
 	if c.shared == nil {
-		ttl = min(ttl, c.o.MemoryTTL)
+		return min(ttl, c.o.MemoryTTL)
 	}
-	return layers.NewLives(ttl, c.o.MaxStale, c.o.Jitter, random())
+	return ttl
 }
 
 // alive gives e the ends of its life, counted from its birth; false: it has none and is not stored.
@@ -203,16 +208,28 @@ func alive[V any](e *layers.Entry[V], l layers.Lives) bool {
 	return true
 }
 
-// keep puts an entry into memory if the mark still stands.
-func (c *Cache[K, V]) keep(key K, e layers.Entry[V], mark layers.Mark) {
-	e.Value = c.cloned(e.Value)
+// keep puts an entry into memory if the mark still stands. What a Refresh brings is a new beginning: marks taken before refuse from then
+// on, so that a slower reader of what it replaced does not put that over it.
+func (c *Cache[K, V]) keep(key K, e layers.Entry[V], mark layers.Mark, why cause) {
+	e = c.inward(e)
+	if why.refresh {
+		c.local.Replace(key, e, mark, true)
+		return
+	}
 	c.local.Put(key, e, mark)
+}
+
+// inward is e as memory keeps it: with a value of its own where Options.Clone is given.
+func (c *Cache[K, V]) inward(e layers.Entry[V]) layers.Entry[V] {
+	if !e.Absent {
+		e.Value = c.cloned(e.Value)
+	}
+	return e
 }
 
 // keepDoubtful puts an entry into memory that is asked again as soon as Redis can be asked.
 func (c *Cache[K, V]) keepDoubtful(key K, e layers.Entry[V], mark layers.Mark) {
-	e.Value = c.cloned(e.Value)
-	c.local.PutDoubtful(key, e, mark)
+	c.local.PutDoubtful(key, c.inward(e), mark)
 }
 
 // cloned is v, or a copy of it where Options.Clone is given.

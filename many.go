@@ -30,7 +30,8 @@ func (c *Cache[K, V]) GetMany(ctx context.Context, keys []K) (map[K]V, error) {
 	}
 	waits, missing := b.join(missing)              // 2
 	missing = b.fromShared(ctx, missing)           // 3
-	waits = append(waits, b.lead(ctx, missing)...) // 4-8
+	missing = b.filtered(ctx, missing)             // 4
+	waits = append(waits, b.lead(ctx, missing)...) // 5-8
 	for _, w := range waits {
 		a, err := w.call.Wait(ctx)
 		b.settle(ctx, w, a, err)
@@ -43,6 +44,7 @@ type batch[K comparable, V any] struct {
 	c      *Cache[K, V]
 	found  map[K]V
 	errs   []error
+	twins  [][2]K       // of two spellings of one key, the one that was asked for and the other
 	cut    bool         // ctx ended before every key had its answer
 	behind []want[K, V] // stale answers, to be rebuilt behind
 }
@@ -58,12 +60,15 @@ type want[K comparable, V any] struct {
 // fromMemory is step 1 for every key once; it returns those that memory has no answer for.
 func (b *batch[K, V]) fromMemory(ctx context.Context, keys []K, ids []string) []want[K, V] {
 	var missing []want[K, V]
-	seen := make(map[string]struct{}, len(keys))
+	seen := make(map[string]K, len(keys))
 	for i, key := range keys {
-		if _, twice := seen[ids[i]]; twice {
+		if first, twice := seen[ids[i]]; twice {
+			if first != key {
+				b.twins = append(b.twins, [2]K{first, key})
+			}
 			continue
 		}
-		seen[ids[i]] = struct{}{}
+		seen[ids[i]] = key
 		switch v, state := b.c.local.Get(key); state {
 		case layers.Hit:
 			b.c.count.memoryHits.add()
@@ -118,6 +123,7 @@ func (b *batch[K, V]) fromShared(ctx context.Context, missing []want[K, V]) (res
 			continue
 		}
 		if !c.askable(w.id) {
+			c.count.misses.Add(1)
 			rest = append(rest, w)
 			continue
 		}
@@ -194,6 +200,11 @@ func (b *batch[K, V]) settle(ctx context.Context, w want[K, V], a answer[V], err
 
 // result is what the caller is given: the failures joined, behind them, once, the error of a context that ended too soon.
 func (b *batch[K, V]) result(ctx context.Context) (map[K]V, error) {
+	for _, twin := range b.twins {
+		if v, ok := b.found[twin[0]]; ok {
+			b.found[twin[1]] = b.c.cloned(v)
+		}
+	}
 	if b.cut {
 		b.errs = append(b.errs, contextError(ctx))
 	}

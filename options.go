@@ -77,8 +77,9 @@ const (
 	backOffBase = 100 * time.Millisecond // after the second failed load of a key in a row; doubled by each further one
 	backOffMax  = time.Second
 
-	maxLoadManyKeys = 1000 // keys of one LoadMany call
-	maxParallelGets = 16   // loads at once of one GetMany where there is only Load
+	maxLife         = 30 * 365 * 24 * time.Hour // longer durations are cut to it: nothing is added to them that could overflow
+	maxLoadManyKeys = 1000                      // keys of one LoadMany call
+	maxParallelGets = 16                        // loads at once of one GetMany where there is only Load
 	maxPending      = 10_000
 	maxWindows      = 10_000
 )
@@ -120,6 +121,7 @@ func (o Options[K, V]) withDefaults() (Options[K, V], error) {
 		if *d.value < 0 && !d.negative {
 			wrong("%s is negative: %v", d.name, *d.value)
 		}
+		*d.value = min(*d.value, maxLife)
 		if *d.value == 0 {
 			*d.value = d.zero
 		}

@@ -140,8 +140,7 @@ func (c *Cache[K, V]) setAlone(key K, id string, e layers.Entry[V], lives layers
 	c.fillWindows.Open(id)
 	alive(&e, lives)
 	e.Cap(cut)
-	e.Value = c.cloned(e.Value)
-	c.local.Replace(key, e, mark, true)
+	c.local.Replace(key, c.inward(e), mark, true)
 	c.flights.Forget(id)
 }
 
@@ -173,8 +172,7 @@ func (c *Cache[K, V]) setShared(ctx context.Context, key K, id string, e layers.
 	e.Born, e.Size = filled.Born, len(fill.Payload)
 	alive(&e, lives)
 	e.Cap(filled.Hard)
-	e.Value = c.cloned(e.Value)
-	c.local.Replace(key, e, mark, stored)
+	c.local.Replace(key, c.inward(e), mark, stored)
 	c.flights.Forget(id)
 	return err
 }
