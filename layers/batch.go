@@ -65,20 +65,21 @@ func (q *request) wait(ctx context.Context) error {
 
 // batch is what is asked in one pipeline, or one request that goes directly.
 type batch struct {
-	call
+	budget
 	reqs []*request // guarded by gets.mu until it is taken from the queue
 	slab []request  // room for the next requests
+	lost bool       // who sends it was written off; guarded by gets.mu
 }
 
 // gets are a master's GETs: those that wait and those that are under way.
 type gets struct {
-	mu       sync.Mutex
-	under    map[string]*request // the newest request of each key, from its making to its answer
-	waiting  []*batch            // oldest first; the last one takes new requests
-	flying   []*batch
-	queued   int // requests in waiting
-	flushers int
-	calm     int // small batches that must pass before a call may go directly
+	mu      sync.Mutex
+	under   map[string]*request // the newest request of each key, from its making to its answer
+	waiting []*batch            // oldest first; the last one takes new requests
+	flying  []*batch
+	queued  int // requests in waiting
+	crew    crew
+	calm    int // small batches that must pass before a call may go directly
 
 	direct atomic.Int32
 }
@@ -199,10 +200,7 @@ func (m *master) ask(ctx context.Context, alone bool, key string, mark Mark, slo
 	q = b.add(key, mark, slot)
 	g.under[key] = q
 	g.queued++
-	start := g.flushers == 0 || g.flushers < maxFlushers && g.queued >= moreFlushersAt
-	if start {
-		g.flushers++
-	}
+	start := g.crew.join(maxFlushers, g.queued >= moreFlushersAt)
 	g.mu.Unlock()
 	if start {
 		m.startFlusher()
@@ -211,11 +209,14 @@ func (m *master) ask(ctx context.Context, alone bool, key string, mark Mark, slo
 }
 
 // mayGoDirectLocked reports whether a caller may send its GET on its own goroutine, which saves two wake-ups: only while few
-// calls are under way and nothing is wrong with the master.
+// calls are under way, nothing is wrong with the master, and the client itself lets no call hang for longer than the budget.
 func (m *master) mayGoDirectLocked() bool {
 	g := &m.gets
-	return g.calm == 0 && len(g.waiting) == 0 && g.direct.Load() < maxDirect &&
-		m.overruns.Load() == 0 && m.node.Load() != nil
+	if g.calm > 0 || len(g.waiting) > 0 || g.direct.Load() >= maxDirect || m.overruns.Load() != 0 {
+		return false
+	}
+	n := m.node.Load()
+	return n != nil && n.bounded
 }
 
 // add makes a request in b.
@@ -236,22 +237,28 @@ func (m *master) startFlusher() {
 		return
 	}
 	m.gets.mu.Lock()
-	m.gets.flushers--
+	m.gets.crew.busy--
 	m.gets.mu.Unlock()
 	m.gets.drop(errRedisClosed)
 }
 
 func (m *master) flush() {
 	g := &m.gets
+	var b *batch
 	for {
 		runtime.Gosched() // let those who are ready to ask do it first: the batch grows
 		g.mu.Lock()
-		if len(g.waiting) == 0 {
-			g.flushers--
+		if b != nil && b.lost { // late, and replaced
+			g.crew.lost--
 			g.mu.Unlock()
 			return
 		}
-		b := g.waiting[0]
+		if len(g.waiting) == 0 {
+			g.crew.busy--
+			g.mu.Unlock()
+			return
+		}
+		b = g.waiting[0]
 		g.waiting = slices.Delete(g.waiting, 0, 1)
 		g.queued -= len(b.reqs)
 		g.flying = append(g.flying, b)
@@ -269,7 +276,7 @@ func (m *master) flush() {
 func (m *master) send(b *batch) {
 	var a answer
 	err := m.exec(b, &a)
-	if outcomeOf(err) == broken && b.Err() == nil {
+	if outcomeOf(err) == wasBroken && b.Err() == nil {
 		m.note(err, b.start)
 		err = m.exec(b, &a)
 	}
@@ -296,7 +303,7 @@ var timeArgs = []any{"time"}
 
 // exec sends b's pipeline. The error is the pipeline's first, be it of one command only.
 func (m *master) exec(b *batch, a *answer) error {
-	p := m.pipeline(false)
+	p := m.pipeline()
 	if m.node.Load() == nil {
 		a.lone = make([]*redis.SliceCmd, len(b.reqs))
 		for i, q := range b.reqs {
@@ -347,10 +354,7 @@ func (a *answer) split(b *batch, bySlot bool) {
 func (b *batch) hurry() {
 	g := &b.m.gets
 	g.mu.Lock()
-	start := slices.Contains(g.waiting, b) && g.flushers < maxFlushers
-	if start {
-		g.flushers++
-	}
+	start := slices.Contains(g.waiting, b) && g.crew.join(maxFlushers, true)
 	g.mu.Unlock()
 	if start {
 		b.m.startFlusher()
@@ -359,6 +363,12 @@ func (b *batch) hurry() {
 
 // expire is called when the budget is over.
 func (b *batch) expire() {
+	g := &b.m.gets
+	g.mu.Lock()
+	if b.values == nil && slices.Contains(g.flying, b) && g.crew.writeOff(maxFlushers) {
+		b.lost = true
+	}
+	g.mu.Unlock()
 	if b.settle(nil, ErrTimeout) {
 		b.m.overran(b.start)
 	}

@@ -45,11 +45,11 @@ type errand struct {
 
 // scripts are a master's errands that wait to be sent.
 type scripts struct {
-	mu       sync.Mutex
-	waiting  []*errand
-	queued   int // commands in waiting
-	flushers int
-	flying   []*call
+	mu      sync.Mutex
+	waiting []*errand
+	queued  int // commands in waiting
+	crew    crew
+	flying  []*shipment
 }
 
 // eval runs the calls, in one pipeline a master, shared with whoever runs scripts at about the same time; it returns when every
@@ -209,16 +209,10 @@ func (m *master) enqueue(e *errand) {
 	}
 	s.waiting = append(s.waiting, e)
 	s.queued += len(e.cmds)
-	start := s.flushers == 0 || s.flushers < maxScriptFlushers && s.queued >= moreScriptFlushers
-	if start {
-		s.flushers++
-	}
+	start := s.crew.join(maxScriptFlushers, s.queued >= moreScriptFlushers)
 	s.mu.Unlock()
-	if start && !m.r.spawn(m.flushScripts) {
-		s.mu.Lock()
-		s.flushers--
-		s.mu.Unlock()
-		s.drop(errRedisClosed)
+	if start {
+		m.startScriptFlusher()
 	}
 }
 
@@ -264,80 +258,141 @@ func (s *scripts) drop(err error) {
 	}
 }
 
+// shipment is the errands in one pipeline.
+type shipment struct {
+	budget
+	errands []*errand
+	lost    bool // who sends it was written off; guarded by scripts.mu
+}
+
+// hurry is called when the shipment is late: what waits behind it is sent by another.
+func (p *shipment) hurry() {
+	s := &p.m.scripts
+	s.mu.Lock()
+	start := len(s.waiting) > 0 && s.crew.join(maxScriptFlushers, true)
+	s.mu.Unlock()
+	if start {
+		p.m.startScriptFlusher()
+	}
+}
+
+// expire is called when its time is over; whoever waits for it has left, or does so now.
+func (p *shipment) expire() {
+	s := &p.m.scripts
+	s.mu.Lock()
+	start := false
+	if slices.Contains(s.flying, p) && s.crew.writeOff(maxScriptFlushers) {
+		p.lost = true
+		start = len(s.waiting) > 0 && s.crew.join(maxScriptFlushers, true)
+	}
+	s.mu.Unlock()
+	if start {
+		p.m.startScriptFlusher()
+	}
+	p.end()
+}
+
+// startScriptFlusher starts a goroutine that sends errands until none waits.
+func (m *master) startScriptFlusher() {
+	if m.r.spawn(m.flushScripts) {
+		return
+	}
+	m.scripts.mu.Lock()
+	m.scripts.crew.busy--
+	m.scripts.mu.Unlock()
+	m.scripts.drop(errRedisClosed)
+}
+
 func (m *master) flushScripts() {
 	s := &m.scripts
 	for {
-		runtime.Gosched()
-		var batch []*errand
-		n := 0
-		s.mu.Lock()
-		for len(s.waiting) > 0 && (n == 0 || n+len(s.waiting[0].cmds) <= maxScripts) {
-			e := s.waiting[0]
-			s.waiting = slices.Delete(s.waiting, 0, 1)
-			s.queued -= len(e.cmds)
-			if e.taken.CompareAndSwap(false, true) {
-				batch = append(batch, e)
-				n += len(e.cmds)
-			}
-		}
-		if len(batch) == 0 {
-			s.flushers--
-			s.mu.Unlock()
+		runtime.Gosched() // let those who are ready to ask do it first
+		p := s.take(m)
+		if p == nil {
 			return
 		}
-		c := newCall(m, nil, m.r.writeTimeout)
-		s.flying = append(s.flying, c)
-		s.mu.Unlock()
-
-		m.sendScripts(c, batch)
-
+		m.sendScripts(p)
 		s.mu.Lock()
-		s.flying = slices.DeleteFunc(s.flying, func(x *call) bool { return x == c })
+		s.flying = slices.DeleteFunc(s.flying, func(x *shipment) bool { return x == p })
+		lost := p.lost
+		if lost {
+			s.crew.lost--
+		}
 		s.mu.Unlock()
-		c.end()
-		for _, e := range batch {
+		p.end()
+		for _, e := range p.errands {
 			close(e.done)
 		}
+		if lost { // late, and replaced
+			return
+		}
 	}
+}
+
+// take takes the next shipment from the queue; nil: there is none, and the one who asks is not counted any more.
+func (s *scripts) take(m *master) *shipment {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var p *shipment
+	for n := 0; len(s.waiting) > 0 && (n == 0 || n+len(s.waiting[0].cmds) <= maxScripts); {
+		e := s.waiting[0]
+		s.waiting = slices.Delete(s.waiting, 0, 1)
+		s.queued -= len(e.cmds)
+		if !e.taken.CompareAndSwap(false, true) {
+			continue // who wanted it has left
+		}
+		if p == nil {
+			p = &shipment{}
+		}
+		p.errands = append(p.errands, e)
+		n += len(e.cmds)
+	}
+	if p == nil {
+		s.crew.busy--
+		return nil
+	}
+	p.init(m, nil, m.r.writeTimeout, p)
+	s.flying = append(s.flying, p)
+	return p
 }
 
 // sendScripts sends the errands in one pipeline, and what the server did not know in a second one. A script that is not known did
 // not run, so sending it again runs it once.
-func (m *master) sendScripts(c *call, batch []*errand) {
-	p := m.pipeline(true)
+func (m *master) sendScripts(s *shipment) {
+	p := m.pipeline()
 	sent := time.Now()
-	for _, e := range batch {
+	for _, e := range s.errands {
 		e.sent = sent
 		for _, cmd := range e.cmds {
-			_ = p.Process(c, once{cmd}) // queues only
+			_ = p.Process(s, once{cmd}) // queues only
 		}
 	}
-	err := m.execScripts(c, p)
-	if m.node.Load() == nil || outcomeOf(err) != answered {
+	err := m.execScripts(s, p)
+	if m.node.Load() == nil || outcomeOf(err) != wasAnswered {
 		return
 	}
-	p = m.pipeline(true)
+	p = m.pipeline()
 	loaded := make(map[*script]bool)
-	for _, e := range batch {
+	for _, e := range s.errands {
 		for i, cmd := range e.cmds {
 			if err := cmd.Err(); err == nil || !strings.HasPrefix(err.Error(), "NOSCRIPT") {
 				continue
 			}
-			s := e.calls[i].script
-			e.cmds[i] = e.calls[i].command(!loaded[s])
-			loaded[s] = true
-			_ = p.Process(c, once{e.cmds[i]})
+			name := e.calls[i].script
+			e.cmds[i] = e.calls[i].command(!loaded[name])
+			loaded[name] = true
+			_ = p.Process(s, once{e.cmds[i]})
 		}
 	}
 	if p.Len() > 0 {
-		_ = m.execScripts(c, p) // each command has its own error
+		_ = m.execScripts(s, p) // each command has its own error
 	}
 }
 
-func (m *master) execScripts(c *call, p redis.Pipeliner) error {
+func (m *master) execScripts(s *shipment, p redis.Pipeliner) error {
 	m.r.counts.trips.Add(1)
 	m.r.counts.commands.Add(uint64(p.Len()))
-	_, err := p.Exec(c)
-	m.note(err, c.start)
+	_, err := p.Exec(s)
+	m.note(err, s.start)
 	return err
 }

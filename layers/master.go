@@ -14,10 +14,9 @@ import (
 
 const (
 	maxOverruns = 3           // budgets overrun in a row that make a master unreachable (DESIGN §7)
-	maxProbes   = 2           // of one master under way at a time: the heartbeat's and one of ours
+	maxProbes   = 6           // of one master under way at a time: some may hang for as long as the client lets them; chosen; not tuned
 	probeEvery  = time.Second // chosen; not tuned
 
-	lateAfter  = 25 * time.Millisecond  // or a quarter of the budget: from then on a call is late and is looked after; chosen; not tuned
 	checkEvery = 100 * time.Millisecond // at most one bare dial in this time; chosen; not tuned
 )
 
@@ -46,10 +45,10 @@ type master struct {
 	scripts scripts
 }
 
-// node is the client of one server, in two forms that share its connections and its hooks.
+// node is the user's own client of one server: with its hooks, its connections and its time-outs.
 type node struct {
-	client      *redis.Client
-	read, write *redis.Client // with our budgets as their time-outs
+	client  *redis.Client
+	bounded bool // a read of this client ends within our budget by itself
 }
 
 func newMaster(r *Redis, id string) *master {
@@ -60,7 +59,9 @@ func newMaster(r *Redis, id string) *master {
 
 // setNode makes c the client of this master.
 func (m *master) setNode(c *redis.Client) {
-	m.node.Store(&node{client: c, read: withBudget(c, m.r.readTimeout), write: withBudget(c, m.r.writeTimeout)})
+	o := c.Options()
+	within := func(d time.Duration) bool { return d > 0 && d <= m.r.readTimeout }
+	m.node.Store(&node{client: c, bounded: o.ContextTimeoutEnabled || within(o.ReadTimeout) && within(o.WriteTimeout)})
 }
 
 // client returns the node's own client; nil if it is not known, since everything goes through a client of another kind.
@@ -71,25 +72,12 @@ func (m *master) client() *redis.Client {
 	return nil
 }
 
-// withBudget returns a form of c whose calls end with budget, whatever c's own time-outs are, and with their context. The options
-// of such a form are its own copy, so what is set in them touches c in nothing; the test of the budget would notice if that changed.
-func withBudget(c *redis.Client, budget time.Duration) *redis.Client {
-	b := c.WithTimeout(budget)
-	b.Options().ContextTimeoutEnabled = true
-	return b
-}
-
-// pipeline returns an empty pipeline to this master, for reading or for writing.
-func (m *master) pipeline(write bool) redis.Pipeliner {
-	n := m.node.Load()
-	switch {
-	case n == nil:
-		return m.r.rdb.Pipeline()
-	case write:
-		return n.write.Pipeline()
-	default:
-		return n.read.Pipeline()
+// pipeline returns an empty pipeline to this master.
+func (m *master) pipeline() redis.Pipeliner {
+	if n := m.node.Load(); n != nil {
+		return n.client.Pipeline()
 	}
+	return m.r.rdb.Pipeline()
 }
 
 // once is a command that the client must not send a second time by itself: a reply that is late is not a command that was not
@@ -107,12 +95,12 @@ func (m *master) do(ctx context.Context, cmds ...redis.Cmder) error {
 		m.probes.Add(-1)
 		return fmt.Errorf("%w: earlier probes are still under way", ErrTimeout)
 	}
-	c := newCall(m, nil, m.r.writeTimeout)
+	c := newBudget(m, m.r.writeTimeout)
 	m.probed.Store(c.start.UnixNano())
 	result := make(chan error, 1)
 	started := m.r.spawn(func() {
 		defer m.probes.Add(-1)
-		p := m.pipeline(true)
+		p := m.pipeline()
 		for _, cmd := range cmds {
 			_ = p.Process(c, once{cmd}) // queues only
 		}
@@ -163,45 +151,45 @@ func (m *master) refuse() error {
 type outcome uint8
 
 const (
-	answered outcome = iota // by the server, be it with an error
-	overrun                 // no answer within the budget
-	refused                 // there is nobody to ask
-	broken                  // the connection ended in the middle
+	wasAnswered outcome = iota // by the server, be it with an error
+	wasLate                    // no answer within the budget
+	wasRefused                 // there is nobody to ask
+	wasBroken                  // the connection ended in the middle
 )
 
 // outcomeOf classifies the error of a call.
 func outcomeOf(err error) outcome {
 	var reply redis.Error
 	if err == nil || errors.As(err, &reply) {
-		return answered
+		return wasAnswered
 	}
 	var timeout net.Error
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || errors.Is(err, redis.ErrPoolTimeout) ||
 		errors.As(err, &timeout) && timeout.Timeout() {
-		return overrun
+		return wasLate
 	}
 	var op *net.OpError
 	if errors.As(err, &op) && op.Op == "dial" || errors.Is(err, redis.ErrClosed) {
-		return refused
+		return wasRefused
 	}
-	return broken
+	return wasBroken
 }
 
 // note moves the state by the end of a call that began at start.
 func (m *master) note(err error, start time.Time) {
 	switch outcomeOf(err) {
-	case answered:
+	case wasAnswered:
 		if m.overruns.Load() != 0 {
 			m.overruns.Store(0)
 		}
 		if m.down.Load() {
 			m.change(true, nil)
 		}
-	case overrun:
+	case wasLate:
 		m.overran(start)
-	case refused:
+	case wasRefused:
 		m.change(false, err)
-	case broken:
+	case wasBroken:
 		m.check()
 	}
 }
@@ -258,12 +246,12 @@ func (m *master) explain(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case outcomeOf(err) == overrun:
+	case outcomeOf(err) == wasLate:
 		if m.down.Load() {
 			return fmt.Errorf("%w: %w: %w", ErrUnreachable, ErrTimeout, err)
 		}
 		return fmt.Errorf("%w: %w", ErrTimeout, err)
-	case outcomeOf(err) == refused:
+	case outcomeOf(err) == wasRefused:
 		return fmt.Errorf("%w: %w", ErrUnreachable, err)
 	default:
 		return err
@@ -293,95 +281,11 @@ func (m *master) check() {
 			_ = conn.Close() // nothing was sent
 			return
 		}
-		if outcomeOf(err) != overrun {
+		if outcomeOf(err) != wasLate {
 			m.change(false, err)
 		}
 	})
 	if !started {
 		m.checking.Store(false)
 	}
-}
-
-// call is the budget of what is under way: a context that ends with it. It ends once, by end or when the budget is over.
-type call struct {
-	m      *master
-	values context.Context //nolint:containedctx // it is a context: of this one it has the values, not the end; nil: none
-	start  time.Time
-	until  time.Time
-	done   chan struct{}
-	ended  atomic.Bool
-	late   atomic.Bool
-	timer  *time.Timer
-	owner  *batch // is told; nil: nobody is
-}
-
-func newCall(m *master, values context.Context, budget time.Duration) *call {
-	c := &call{}
-	c.init(m, values, budget, nil)
-	return c
-}
-
-func (c *call) init(m *master, values context.Context, budget time.Duration, owner *batch) {
-	c.m, c.values, c.owner = m, values, owner
-	c.start = time.Now()
-	c.until = c.start.Add(budget)
-	c.done = make(chan struct{})
-	c.timer = time.AfterFunc(time.Hour, c.tick)
-	c.timer.Reset(min(budget/4, lateAfter)) // not before c.timer stands
-}
-
-// tick runs when the call is late and when its budget is over.
-func (c *call) tick() {
-	if c.late.CompareAndSwap(false, true) {
-		if c.ended.Load() {
-			return
-		}
-		c.m.check()
-		if c.owner != nil {
-			c.owner.hurry()
-		}
-		c.timer.Reset(time.Until(c.until))
-		return
-	}
-	if c.owner != nil {
-		c.owner.expire()
-		return
-	}
-	c.end()
-}
-
-// claim is true for the first who asks: that one decides what the call's result is, and then calls release.
-func (c *call) claim() bool { return c.ended.CompareAndSwap(false, true) }
-
-func (c *call) release() {
-	c.timer.Stop()
-	close(c.done)
-}
-
-func (c *call) end() {
-	if c.claim() {
-		c.release()
-	}
-}
-
-// Deadline, Done, Err and Value make it a context.
-func (c *call) Deadline() (time.Time, bool) { return c.until, true }
-
-// Done is closed when the call has ended, by its result or by its budget.
-func (c *call) Done() <-chan struct{} { return c.done }
-
-// Err is context.DeadlineExceeded once it has ended.
-func (c *call) Err() error {
-	if c.ended.Load() {
-		return context.DeadlineExceeded
-	}
-	return nil
-}
-
-// Value is the value of the caller's context if the call is one caller's.
-func (c *call) Value(key any) any {
-	if c.values == nil {
-		return nil
-	}
-	return c.values.Value(key)
 }

@@ -28,6 +28,7 @@ const (
 	defaultReadTimeout  = 100 * time.Millisecond // chosen; not tuned
 	defaultWriteTimeout = 200 * time.Millisecond // chosen; not tuned
 	defaultPrefix       = "tc"
+	closeTime           = 2 * time.Second // chosen; not tuned
 )
 
 // RedisOptions are the options of NewRedis. The zero value means the defaults.
@@ -80,7 +81,11 @@ type Redis struct {
 
 // NewRedis returns the shared tier on rdb, which stays the caller's: it is never closed here. No living server is needed.
 // Supported are *redis.Client (also a failover client) and *redis.ClusterClient; any other implementation works more slowly, one
-// script a key instead of an MGET. A hook that is added to rdb later is not seen by what is sent here.
+// script a key instead of an MGET. Everything is sent through rdb itself, so its hooks see it.
+//
+// Callers never wait longer than the budgets of o, whatever rdb's own time-outs are; the few goroutines that send for them may hang
+// for as long as rdb lets them. Where rdb lets no call hang for longer than a budget (ContextTimeoutEnabled, or ReadTimeout and
+// WriteTimeout of at most o.ReadTimeout), a lone GET under a context that cannot end is sent on its caller's goroutine, which is faster.
 //
 // Errors, joined: a nil client, a Ring (its shards lose keys when one fails), replica routing (ReadOnly, RouteByLatency,
 // RouteRandomly: an invalidated value could be read again from a replica), options out of range. ctx ends only the making.
@@ -167,8 +172,8 @@ func (r *Redis) Stats() RedisStats {
 	}
 }
 
-// Close ends the bus and every goroutine, and waits for them: at most as long as the calls under way take, which is their budget
-// (with a client of a kind of its own: its own time-outs). Callers that wait get an error at once. Close does not close the client.
+// Close ends the bus and every goroutine, and waits for them. A call to a server that hangs ends with the client's own time-outs:
+// Close waits for it for at most two seconds, then says so in its error; the goroutine ends with its call. Callers that wait get an error at once. Close does not close the client.
 // It may be called again.
 func (r *Redis) Close() error {
 	r.life.Lock()
@@ -182,8 +187,19 @@ func (r *Redis) Close() error {
 			m.drop(errRedisClosed)
 		}
 	}
-	r.work.Wait()
-	return nil
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		r.work.Wait()
+	}()
+	timer := time.NewTimer(closeTime)
+	defer timer.Stop()
+	select {
+	case <-done:
+		return nil
+	case <-timer.C:
+		return errors.New("layers: closed, but calls to Redis still hang in the client: they end with its time-outs")
+	}
 }
 
 // spawn runs f on a goroutine of its own, which Close waits for; false: closed already, f does not run.
