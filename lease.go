@@ -129,7 +129,7 @@ func (c *Cache[K, V]) encoded(ctx context.Context, claim *claim[K, V], e layers.
 		lives = layers.Lives{}
 	}
 	if lives.Hard <= 0 {
-		c.local.Bump(claim.key)
+		c.local.Kill(claim.key, claim.mark)
 		if claim.why.refresh || claim.hasStale { // what the load did not replace must not stay
 			_ = c.invalidateShared(ctx, layers.Once, layers.NewToken(), []string{claim.id})
 		} else {
@@ -152,6 +152,9 @@ func (c *Cache[K, V]) encoded(ctx context.Context, claim *claim[K, V], e layers.
 // fillMany sends fills in one pipeline; those whose reply was lost once more, which tells what became of the first. The load is done, so
 // neither Close nor a caller throws it away.
 func (c *Cache[K, V]) fillMany(ctx context.Context, fills []layers.Fill) []layers.Filled {
+	if len(fills) == 0 {
+		return nil
+	}
 	ctx = context.WithoutCancel(ctx)
 	filled := c.shared.Fill(ctx, fills...)
 	for i := range filled {
@@ -193,7 +196,7 @@ func (c *Cache[K, V]) afterAlone(key K, id string, alone alone, e layers.Entry[V
 	e.Cap(alone.cut)
 	switch {
 	case !stored:
-		c.local.Bump(key)
+		c.local.Kill(key, alone.mark)
 	case c.shared != nil:
 		c.keepDoubtful(key, e, alone.mark)
 	default:

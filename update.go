@@ -252,7 +252,7 @@ func (c *Cache[K, V]) Refresh(ctx context.Context, key K) (V, error) {
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return *new(V), contextError(ctx)
-	case errors.Is(err, ErrClosed):
+	case c.closed.Load() && errors.Is(err, ErrClosed):
 		return *new(V), ErrClosed
 	case err != nil:
 		return *new(V), &LoadError{Key: id, Err: err}

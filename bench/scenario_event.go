@@ -80,10 +80,13 @@ func eventCache(ctx context.Context, addr string, hooks *tiercache.Hooks) (*tier
 // eventWorker is the other process. For each key it is given it takes a copy, says so, and says when the copy was dropped.
 func eventWorker(ctx context.Context, addr string, l *line) (err error) {
 	seen := make(chan time.Time, 16)
-	hooks := &tiercache.Hooks{Invalidated: func() {
+	hooks := &tiercache.Hooks{Invalidated: func(_ uint64, here bool) {
+		if here {
+			return
+		}
 		select {
 		case seen <- time.Now():
-		default:
+		default: // nobody waits any more
 		}
 	}}
 	cache, stop, err := eventCache(ctx, addr, hooks)

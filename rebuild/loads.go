@@ -2,6 +2,7 @@ package rebuild
 
 import (
 	"context"
+	"errors"
 	"time"
 )
 
@@ -57,15 +58,23 @@ func Run[R any](ctx context.Context, l *Loads, fn func(context.Context) (R, erro
 	)
 	select {
 	case got := <-result:
-		return got.r, got.took, got.err
+		return got.answer(ctx)
 	case <-ctx.Done():
 	}
 	select {
 	case got := <-result:
-		return got.r, got.took, got.err
+		return got.answer(ctx)
 	default:
 		return r, time.Since(begun), ended(ctx)
 	}
+}
+
+// answer is what the load is answered with. One that failed because Close ended its context says so, whatever it made of that.
+func (l loaded[R]) answer(ctx context.Context) (R, time.Duration, error) {
+	if l.err != nil && errors.Is(context.Cause(ctx), ErrClosed) {
+		return l.r, l.took, ended(ctx)
+	}
+	return l.r, l.took, l.err
 }
 
 // Close refuses new loads and those at the gate with ErrClosed, ends the contexts of the running ones with the cause ErrClosed, waits

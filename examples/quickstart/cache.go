@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/tiercache/tiercache"
@@ -23,7 +24,11 @@ type process struct {
 // newProcess returns a process that caches the rows of shop in the Redis server at addr.
 func newProcess(ctx context.Context, addr, prefix string, shop *shop) (*process, error) {
 	rdb := redis.NewClient(&redis.Options{Addr: addr})
-	shared, err := layers.NewRedis(ctx, rdb, layers.RedisOptions{Prefix: prefix})
+	shared, err := layers.NewRedis(ctx, rdb, layers.RedisOptions{
+		Prefix:       prefix,
+		ReadTimeout:  time.Second, // an embedded server that shares its processors with 200 callers is slower than one
+		WriteTimeout: time.Second, // of its own, which the defaults of 100 and 200 ms are for
+	})
 	if err != nil {
 		return nil, errors.Join(err, rdb.Close())
 	}

@@ -50,7 +50,7 @@ func start() int {
 
 // parseFlags returns the size of the real run with what the flags change. It has told stderr about every error it returns.
 func parseFlags(args []string, stderr io.Writer) (options, error) {
-	o := options{rows: 100_000, callers: 200, hotRequests: 5, absentRequests: 25, progress: stderr}
+	o := options{rows: 100_000, callers: 200, hotRequests: 5, absentRequests: 10, progress: stderr}
 	f := flag.NewFlagSet("quickstart", flag.ContinueOnError)
 	f.SetOutput(stderr)
 	f.StringVar(&o.redisAddr, "redis", "", "`ADDR` (host:port) of a Redis server to use instead of the embedded one;\nwhat the run leaves there is deleted at its end")

@@ -48,6 +48,7 @@ func TestRunCounts(t *testing.T) {
 	require.EqualValues(t, o.rows, r.filterRows)
 	require.Len(t, r.seen, processes)
 	require.Equal(t, r.oldCents+100, r.newCents)
+	require.Positive(t, r.updateReads)
 }
 
 // A database file of the user's is built once and kept, and a second run goes on with it.

@@ -15,16 +15,38 @@ import (
 func startRedis(ctx context.Context, addr, prefix string) (_ string, stop func() error, _ error) {
 	if addr == "" {
 		server := miniredis.NewMiniRedis()
-		server.ClockTTL(true) // keys expire by themselves, as in a real server
 		if err := server.Start(); err != nil {
 			return "", nil, fmt.Errorf("embedded Redis: %w", err)
 		}
-		return server.Addr(), func() error { server.Close(); return nil }, nil
+		stopClock := runClock(server)
+		return server.Addr(), func() error { stopClock(); server.Close(); return nil }, nil
 	}
 	if err := answers(ctx, addr); err != nil {
 		return "", nil, fmt.Errorf("-redis %s: no Redis server answers there: %w", addr, err)
 	}
 	return addr, func() error { return deleteKeys(addr, prefix) }, nil
+}
+
+// runClock has the keys of the embedded server expire by themselves, as those of a real one do. Its own way to do so looks at all keys
+// on each command, which costs more than the command once there are some thousand; ten looks a second are enough for a demonstration.
+func runClock(server *miniredis.Miniredis) (stop func()) {
+	ended, end := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(100 * time.Millisecond)
+		defer tick.Stop()
+		last := time.Now()
+		for {
+			select {
+			case now := <-tick.C:
+				server.FastForward(now.Sub(last))
+				last = now
+			case <-end:
+				return
+			}
+		}
+	}()
+	return func() { close(end); <-ended }
 }
 
 // answers fails if no Redis server answers at addr within two seconds. It dials by itself first, because the client would try for

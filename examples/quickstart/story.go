@@ -31,6 +31,13 @@ func run(ctx context.Context, o options) (r *report, err error) {
 	note := newNotes(o.progress)
 	defer note.close()
 
+	prefix := fmt.Sprintf("tc-quickstart-%016x", rand.Uint64()) // every run starts cold
+	addr, stopRedis, err := startRedis(ctx, o.redisAddr, prefix)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, stopRedis()) }()
+
 	build := note.step("building the products table", o.rows)
 	shop, err := openShop(ctx, o.databaseFile, o.rows, build.set)
 	if err != nil {
@@ -38,13 +45,6 @@ func run(ctx context.Context, o options) (r *report, err error) {
 	}
 	build.done()
 	defer func() { err = errors.Join(err, shop.close()) }()
-
-	prefix := fmt.Sprintf("tc-quickstart-%016x", rand.Uint64()) // every run starts cold
-	addr, stopRedis, err := startRedis(ctx, o.redisAddr, prefix)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, stopRedis()) }()
 
 	fleet, err := newFleet(ctx, processes, addr, prefix, shop)
 	if err != nil {
@@ -160,7 +160,7 @@ func (t *teller) update(ctx context.Context) error {
 			return err
 		}
 	}
-	price := old.Cents + 100
+	price, reads := old.Cents+100, t.shop.reads.Load()
 	began := time.Now()
 	if err := t.fleet[0].setPrice(ctx, t.shop, id, price); err != nil {
 		return fmt.Errorf("update: %w", err)
@@ -191,7 +191,9 @@ func (t *teller) update(ctx context.Context) error {
 			}
 		})
 	}
-	return look.Wait()
+	err = look.Wait()
+	t.report.updateReads = t.shop.reads.Load() - reads
+	return err
 }
 
 // pause waits for d, or until ctx ends, which is its error.

@@ -1,0 +1,320 @@
+package tiercache_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tiercache/tiercache"
+)
+
+func TestRefreshReturnsWhatTheSourceHasNow(t *testing.T) {
+	// Refresh loads although memory is fresh, and replaces what stood there: for its caller and for every Get that follows, by a value and by
+	// "not found".
+	for _, absentTTL := range []time.Duration{0, -1} {
+		t.Run(fmt.Sprintf("AbsentTTL=%v", absentTTL), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newSource(map[string]string{"k": "old"})
+				c := openAlone(t, s, func(o *tiercache.Options[string, string]) { o.AbsentTTL = absentTTL })
+				wantValue(t, c, "k", "old")
+				s.write("k", "new")
+				wantValue(t, c, "k", "old")
+				value, err := c.Refresh(t.Context(), "k")
+				require.NoError(t, err)
+				require.Equal(t, "new", value)
+				wantValue(t, c, "k", "new")
+				require.EqualValues(t, 2, s.loads.Load())
+
+				s.remove("k")
+				_, err = c.Refresh(t.Context(), "k")
+				require.ErrorIs(t, err, tiercache.ErrNotFound)
+				wantAbsent(t, c, "k")
+
+				s.write("k", "back")
+				value, err = c.Refresh(t.Context(), "k")
+				require.NoError(t, err)
+				require.Equal(t, "back", value)
+				wantValue(t, c, "k", "back")
+			})
+		})
+	}
+}
+
+func TestRefreshNeverAnswersStale(t *testing.T) {
+	// Where the source fails, Refresh says so although memory has a value, and leaves that value for Get.
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource(map[string]string{"k": "v"})
+		c := openAlone(t, s, nil)
+		wantValue(t, c, "k", "v")
+		s.fail()
+		_, err := c.Refresh(t.Context(), "k")
+		wantLoadError(t, err, "k", errDown)
+		wantValue(t, c, "k", "v")
+		require.Zero(t, c.Stats().StaleServed)
+	})
+}
+
+func TestRefreshDoesNotJoinAnOlderLoadNorLosesToIt(t *testing.T) {
+	// 1 a Get's load reads the old row and is held; 2 the row changes; 3 Refresh loads by itself and returns the new row; 4 the old load ends:
+	// it must not replace what Refresh kept.
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource(map[string]string{"k": "old"})
+		reached, resume := s.overtaken()
+		defer resume()
+		c := openAlone(t, s, nil)
+		older := goGet(t.Context(), c, "k")
+		<-reached
+		s.write("k", "new")
+		ended := make(chan string, 1)
+		go func() {
+			value, err := c.Refresh(t.Context(), "k")
+			ended <- fmt.Sprint(value, err)
+		}()
+		synctest.Wait()
+		select {
+		case result := <-ended:
+			require.Equal(t, "new<nil>", result)
+		default:
+			resume()
+			t.Fatal("Refresh waits for a load that began before it")
+		}
+		resume()
+		require.Equal(t, "old", (<-older).value)
+		wantValue(t, c, "k", "new")
+	})
+}
+
+func TestRefreshOvertakenByASetLeavesItAlone(t *testing.T) {
+	// 1 Refresh reads the old row and is held; 2 Set keeps a newer value; 3 the Refresh ends: the next Get still sees the Set, without a load.
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource(map[string]string{"k": "old"})
+		reached, resume := s.overtaken()
+		c := openAlone(t, s, nil)
+		ended := make(chan string, 1)
+		go func() {
+			value, err := c.Refresh(t.Context(), "k")
+			ended <- fmt.Sprint(value, err)
+		}()
+		<-reached
+		require.NoError(t, c.Set(t.Context(), "k", "set"))
+		resume()
+		require.Equal(t, "old<nil>", <-ended)
+		wantValue(t, c, "k", "set")
+		require.EqualValues(t, 1, s.loads.Load())
+	})
+}
+
+func TestRefreshEndsWithItsCaller(t *testing.T) {
+	// P9: whoever waits for a Refresh leaves at its own end; the load goes on and is kept.
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource(map[string]string{"k": "v"})
+		s.before(func(ctx context.Context, _ string) error { time.Sleep(time.Second); return ctx.Err() })
+		c := openAlone(t, s, nil)
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		begun := time.Now()
+		_, err := c.Refresh(ctx, "k")
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.Equal(t, 100*time.Millisecond, time.Since(begun))
+		pass(time.Second)
+		wantValue(t, c, "k", "v")
+		require.EqualValues(t, 1, s.loads.Load())
+	})
+}
+
+// wantPresent wants what Load returned without an error, once loaded and then from memory, alone and in a batch.
+func wantPresent[V any](t *testing.T, value V) {
+	t.Helper()
+	loads := 0
+	c := openCache(t, tiercache.Options[string, V]{
+		Name: "present",
+		Load: func(context.Context, string) (V, error) { loads++; return value, nil },
+	})
+	for range 2 {
+		wantValue(t, c, "k", value)
+		rows, err := c.GetMany(t.Context(), []string{"k", "l"})
+		require.NoError(t, err)
+		require.Equal(t, map[string]V{"k": value, "l": value}, rows)
+	}
+	require.Equal(t, 2, loads)
+	require.NoError(t, c.Set(t.Context(), "k", value))
+	wantValue(t, c, "k", value)
+	require.Equal(t, 2, loads)
+	e, err := c.GetEntry(t.Context(), "k")
+	require.NoError(t, err)
+	require.Equal(t, value, e.Value)
+}
+
+func TestZeroValuesArePresent(t *testing.T) {
+	// A nil pointer, "", an empty or nil slice, map or interface, a zero struct or number without an error is a row like any other, not "not
+	// found".
+	type row struct{ Name string }
+	for name, test := range map[string]func(t *testing.T){
+		"nil pointer":   func(t *testing.T) { t.Helper(); wantPresent[*row](t, nil) },
+		"empty string":  func(t *testing.T) { t.Helper(); wantPresent(t, "") },
+		"empty slice":   func(t *testing.T) { t.Helper(); wantPresent(t, []byte{}) },
+		"nil slice":     func(t *testing.T) { t.Helper(); wantPresent[[]byte](t, nil) },
+		"nil map":       func(t *testing.T) { t.Helper(); wantPresent[map[string]int](t, nil) },
+		"nil interface": func(t *testing.T) { t.Helper(); wantPresent[any](t, nil) },
+		"zero struct":   func(t *testing.T) { t.Helper(); wantPresent(t, row{}) },
+		"zero":          func(t *testing.T) { t.Helper(); wantPresent(t, 0) },
+	} {
+		t.Run(name, func(t *testing.T) { synctest.Test(t, test) })
+	}
+}
+
+func TestAbsentIsNotAValue(t *testing.T) {
+	// Where the loader says "not found", or LoadMany leaves a key out, the value beside it is not used: callers get the zero value and
+	// ErrNotFound, and the map has no such key.
+	synctest.Test(t, func(t *testing.T) {
+		c := openCache(t, tiercache.Options[string, string]{
+			Name: "absent",
+			Load: func(context.Context, string) (string, error) {
+				return "junk", fmt.Errorf("no rows: %w", tiercache.ErrNotFound)
+			},
+		})
+		for range 2 {
+			value, err := c.Get(t.Context(), "k")
+			require.ErrorIs(t, err, tiercache.ErrNotFound)
+			require.Empty(t, value)
+			rows, err := c.GetMany(t.Context(), []string{"k", "l"})
+			require.NoError(t, err)
+			require.NotNil(t, rows)
+			require.Empty(t, rows)
+		}
+		require.EqualValues(t, 2, c.Stats().Loads)
+	})
+}
+
+func TestCloneKeepsCallersApart(t *testing.T) {
+	// With Clone nobody can spoil anybody's value: not the loader by changing what it returned, not Set's caller by changing what it gave, not
+	// a caller by changing what it got, from memory, from the load it waited for, or from a batch.
+	synctest.Test(t, func(t *testing.T) {
+		loaded := []byte("value")
+		hold := make(chan struct{})
+		c := openCache(t, tiercache.Options[string, []byte]{
+			Name: "clone",
+			Load: func(context.Context, string) ([]byte, error) {
+				<-hold
+				return loaded, nil
+			},
+			Clone: func(v []byte) []byte { return append([]byte(nil), v...) },
+		})
+		spoil := func(v []byte) {
+			for i := range v {
+				v[i] = 'X'
+			}
+		}
+		results := make(chan []byte, 10)
+		for range 10 {
+			go func() {
+				v, _ := c.Get(t.Context(), "k")
+				results <- v
+			}()
+		}
+		synctest.Wait()
+		close(hold)
+		for range 10 {
+			v := <-results
+			require.Equal(t, "value", string(v))
+			spoil(v)
+		}
+		spoil(loaded)
+		wantValue(t, c, "k", []byte("value"))
+		copy(loaded, "value")
+
+		for range 2 {
+			v, err := c.Get(t.Context(), "k")
+			require.NoError(t, err)
+			require.Equal(t, "value", string(v))
+			spoil(v)
+			e, err := c.GetEntry(t.Context(), "k")
+			require.NoError(t, err)
+			require.Equal(t, "value", string(e.Value))
+			spoil(e.Value)
+			rows, err := c.GetMany(t.Context(), []string{"k", "l"})
+			require.NoError(t, err)
+			require.Equal(t, "value", string(rows["k"]))
+			require.Equal(t, "value", string(rows["l"]))
+			spoil(rows["k"])
+			spoil(rows["l"])
+			require.Equal(t, "value", string(loaded))
+			v, err = c.Refresh(t.Context(), "k")
+			require.NoError(t, err)
+			require.Equal(t, "value", string(v))
+			spoil(v)
+		}
+		set := []byte("value")
+		require.NoError(t, c.Set(t.Context(), "k", set))
+		spoil(set)
+		wantValue(t, c, "k", []byte("value"))
+	})
+}
+
+func TestCloneIsNotAskedToCopyWhatIsNotThere(t *testing.T) {
+	// A Clone of pointers that copies what they point to need not expect the nil of a key that is not found.
+	synctest.Test(t, func(t *testing.T) {
+		c := openCache(t, tiercache.Options[string, *int]{
+			Name: "clone",
+			Load: func(context.Context, string) (*int, error) { return nil, tiercache.ErrNotFound },
+			Clone: func(p *int) *int {
+				v := *p
+				return &v
+			},
+		})
+		for range 2 {
+			wantAbsent(t, c, "k")
+			rows, err := c.GetMany(t.Context(), []string{"k", "l"})
+			require.NoError(t, err)
+			require.Empty(t, rows)
+		}
+		_, err := c.Refresh(t.Context(), "k")
+		require.ErrorIs(t, err, tiercache.ErrNotFound)
+	})
+}
+
+func TestWithoutCloneValuesAreShared(t *testing.T) {
+	// Without Clone all callers get the very value that was loaded.
+	synctest.Test(t, func(t *testing.T) {
+		loaded := new(int)
+		c := openCache(t, tiercache.Options[string, *int]{
+			Name: "shared",
+			Load: func(context.Context, string) (*int, error) { return loaded, nil },
+		})
+		for range 2 {
+			v, err := c.Get(t.Context(), "k")
+			require.NoError(t, err)
+			require.Same(t, loaded, v)
+		}
+	})
+}
+
+func TestSizeOfDecidesWhatAnEntryCosts(t *testing.T) {
+	// P11: with SizeOf the memory holds about as many entries as its bound allows, and a Get of what was evicted loads again.
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource(nil)
+		for i := range 300 {
+			s.write(fmt.Sprint(i), "v")
+		}
+		c := openAlone(t, s, func(o *tiercache.Options[string, string]) {
+			o.MemoryBytes = 1 << 20
+			o.SizeOf = func(string, string) int { return 10 << 10 }
+		})
+		for i := range 300 {
+			wantValue(t, c, fmt.Sprint(i), "v")
+		}
+		pass(time.Second)
+		stats := c.Stats()
+		require.LessOrEqual(t, stats.MemoryBytes, uint64(1<<20))
+		require.LessOrEqual(t, stats.MemoryEntries, uint64(102))
+		require.Greater(t, stats.MemoryEntries, uint64(50))
+		for i := range 300 {
+			wantValue(t, c, fmt.Sprint(i), "v")
+		}
+		require.Greater(t, s.loads.Load(), int64(400))
+	})
+}
