@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tiercache/tiercache"
+	"github.com/tiercache/tiercache/layers"
 )
 
 func TestRefreshReturnsWhatTheSourceHasNow(t *testing.T) {
@@ -316,5 +317,52 @@ func TestSizeOfDecidesWhatAnEntryCosts(t *testing.T) {
 			wantValue(t, c, fmt.Sprint(i), "v")
 		}
 		require.Greater(t, s.loads.Load(), int64(400))
+	})
+}
+
+func TestUpdateOfNothing(t *testing.T) {
+	// A nil write is an error; no keys at all, and a key named twice, are not.
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource(map[string]string{"k": "v"})
+		c := openAlone(t, s, nil)
+		require.Error(t, c.Update(t.Context(), "k", nil))
+		require.Error(t, c.UpdateMany(t.Context(), nil, nil))
+		wrote := 0
+		write := func(context.Context) error { wrote++; return nil }
+		require.NoError(t, c.UpdateMany(t.Context(), nil, write))
+		require.NoError(t, c.UpdateMany(t.Context(), []string{"k", "k"}, write))
+		require.NoError(t, c.Invalidate(t.Context()))
+		require.NoError(t, c.Announce(t.Context()))
+		require.Equal(t, 2, wrote)
+		pass(time.Second)
+		wantValue(t, c, "k", "v")
+		pass(time.Minute)
+		wantValue(t, c, "k", "v")
+		require.EqualValues(t, 1, s.loads.Load(), "the window of the key named twice has ended")
+	})
+}
+
+func TestClearForgetsThisCacheOnly(t *testing.T) {
+	// Clear drops every entry of its cache, and none of another that shares the memory.
+	synctest.Test(t, func(t *testing.T) {
+		memory, err := layers.NewMemory(layers.MemoryOptions{})
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, memory.Close()) })
+		one, two := newSource(map[string]string{"k": "1", "l": "1"}), newSource(map[string]string{"k": "2"})
+		o := options("one", one)
+		o.Memory = memory
+		c := openCache(t, o)
+		o = options("two", two)
+		o.Memory = memory
+		d := openCache(t, o)
+		for range 2 {
+			wantValue(t, c, "k", "1")
+			wantValue(t, c, "l", "1")
+			wantValue(t, d, "k", "2")
+			wantAbsent(t, d, "l")
+			require.NoError(t, c.Clear(t.Context()))
+		}
+		require.EqualValues(t, 4, one.loads.Load())
+		require.EqualValues(t, 2, two.loads.Load())
 	})
 }

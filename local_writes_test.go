@@ -14,7 +14,6 @@ import (
 
 	"github.com/tiercache/tiercache"
 	"github.com/tiercache/tiercache/bloom"
-	"github.com/tiercache/tiercache/layers"
 )
 
 type cacheOfStrings = *tiercache.Cache[string, string]
@@ -151,7 +150,7 @@ func TestFlightBegunInsideInvalidateIsNeitherKeptNorJoined(t *testing.T) {
 		c = openAlone(t, s, func(o *tiercache.Options[string, string]) {
 			o.Hooks = &tiercache.Hooks{Invalidated: func(uint64, bool) {
 				once.Do(func() {
-					inside = goGet(context.Background(), c, "b")
+					inside = goGet(t.Context(), c, "b")
 					<-reached
 				})
 			}}
@@ -445,7 +444,7 @@ func TestUpdateReturnsTheWritesErrorAndEndsAllTheSame(t *testing.T) {
 							value = ctx.Value(inContext{})
 							order = append(order, c.Stats().Invalidations)
 							for _, key := range []string{"k", "l"} {
-								_, _ = c.Get(context.Background(), key) // kept meanwhile
+								_, _ = c.Get(t.Context(), key) // kept meanwhile
 								s.write(key, "new")
 							}
 							return test.end()
@@ -463,51 +462,4 @@ func TestUpdateReturnsTheWritesErrorAndEndsAllTheSame(t *testing.T) {
 			})
 		}
 	}
-}
-
-func TestUpdateOfNothing(t *testing.T) {
-	// A nil write is an error; no keys at all, and a key named twice, are not.
-	synctest.Test(t, func(t *testing.T) {
-		s := newSource(map[string]string{"k": "v"})
-		c := openAlone(t, s, nil)
-		require.Error(t, c.Update(t.Context(), "k", nil))
-		require.Error(t, c.UpdateMany(t.Context(), nil, nil))
-		wrote := 0
-		write := func(context.Context) error { wrote++; return nil }
-		require.NoError(t, c.UpdateMany(t.Context(), nil, write))
-		require.NoError(t, c.UpdateMany(t.Context(), []string{"k", "k"}, write))
-		require.NoError(t, c.Invalidate(t.Context()))
-		require.NoError(t, c.Announce(t.Context()))
-		require.Equal(t, 2, wrote)
-		pass(time.Second)
-		wantValue(t, c, "k", "v")
-		pass(time.Minute)
-		wantValue(t, c, "k", "v")
-		require.EqualValues(t, 1, s.loads.Load(), "the window of the key named twice has ended")
-	})
-}
-
-func TestClearForgetsThisCacheOnly(t *testing.T) {
-	// Clear drops every entry of its cache, and none of another that shares the memory.
-	synctest.Test(t, func(t *testing.T) {
-		memory, err := layers.NewMemory(layers.MemoryOptions{})
-		require.NoError(t, err)
-		t.Cleanup(func() { require.NoError(t, memory.Close()) })
-		one, two := newSource(map[string]string{"k": "1", "l": "1"}), newSource(map[string]string{"k": "2"})
-		o := options("one", one)
-		o.Memory = memory
-		c := openCache(t, o)
-		o = options("two", two)
-		o.Memory = memory
-		d := openCache(t, o)
-		for range 2 {
-			wantValue(t, c, "k", "1")
-			wantValue(t, c, "l", "1")
-			wantValue(t, d, "k", "2")
-			wantAbsent(t, d, "l")
-			require.NoError(t, c.Clear(t.Context()))
-		}
-		require.EqualValues(t, 4, one.loads.Load())
-		require.EqualValues(t, 2, two.loads.Load())
-	})
 }

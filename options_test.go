@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -309,6 +310,7 @@ func TestCloseUnderTraffic(t *testing.T) {
 		})
 	}
 	for c.Stats().Invalidations < 1000 {
+		runtime.Gosched()
 	}
 	require.NoError(t, c.Close())
 	all.Wait()
@@ -330,4 +332,3 @@ func TestCacheOutlivesItsMemory(t *testing.T) {
 	require.NoError(t, c.Invalidate(t.Context(), "k"))
 	wantValue(t, c, "k", "v")
 }
-

@@ -138,15 +138,17 @@ func allocsRow(what string, s series) Row {
 	return valueRow(what+": allocations a hit", float64(int64(s.allocsPerOp())), "", atMost(0), fmt.Sprintf("%.4f before rounding down, as go test does", s.allocsPerOp()))
 }
 
-// reading is the subject that reads the keys of sequence, each worker from a place of its own.
+// reading is the subject that reads the keys of sequence, each worker from a place of its own: at random, because workers at a fixed
+// distance may walk the same keys in step, and who shares replies among callers would be flattered.
 func reading[K any](name string, sequence []K, get func(K)) subject {
 	type place struct {
 		at int
 		_  [56]byte // one cache line a worker
 	}
 	places := make([]place, 1024)
+	random := rand.New(rand.NewPCG(3, 4))
 	for w := range places {
-		places[w].at = w * len(sequence) / 7
+		places[w].at = random.IntN(drawn)
 	}
 	return subject{name, func(worker, n int) {
 		at := places[worker].at

@@ -2,17 +2,11 @@ package layers
 
 import (
 	"context"
-	_ "embed"
-	"errors"
 	"runtime"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/redis/go-redis/v9"
 )
 
 // All but maxBatch were found by the spike of the design (64 and 256 goroutines on two cores); maxBatch: chosen; not tuned.
@@ -25,9 +19,6 @@ const (
 	calmAfter      = 16  // smaller batches in a row after which calls may go directly again
 	maxSlab        = 32  // requests allocated at once
 )
-
-//go:embed lua/get.lua
-var getScript string
 
 // request is one GET: shared by all callers that want the same key under the same mark while it is under way. Its results are
 // written before the batch's done is closed and never after; who left earlier must not read them.
@@ -113,16 +104,21 @@ func (r *Redis) follow(ctx context.Context, q *request) (*request, error) {
 // getMany is get for many keys: one batch a master. There is a request for every key, with its error in it; both slices are of one length.
 func (r *Redis) getMany(ctx context.Context, keys []string, marks []Mark) []*request {
 	out := make([]*request, len(keys))
+	ways := make([]way, len(keys))
 	for i, key := range keys {
 		m, slot, err := r.route(ctx, key)
 		if err == nil {
 			err = m.refuse()
 		}
-		if err == nil {
-			out[i], _, err = m.ask(ctx, false, key, marks[i], slot)
-		}
 		if err != nil {
 			out[i] = &request{key: key, mark: marks[i], err: err}
+			continue
+		}
+		ways[i] = way{m, slot}
+	}
+	for i := range ways {
+		if m := ways[i].master; m != nil {
+			m.askMany(keys, marks, ways, out)
 		}
 	}
 	for i, q := range out {
@@ -140,6 +136,62 @@ func (r *Redis) getMany(ctx context.Context, keys []string, marks []Mark) []*req
 	return out
 }
 
+// way is where a key is asked for; no master: it is not, or no longer to be asked for.
+type way struct {
+	master *master
+	slot   uint16
+}
+
+// askMany asks for all keys whose way leads to m, in one batch if they fit, and takes them off the list.
+func (m *master) askMany(keys []string, marks []Mark, ways []way, out []*request) {
+	g := &m.gets
+	g.mu.Lock()
+	for i, w := range ways {
+		if w.master != m {
+			continue
+		}
+		ways[i].master = nil
+		if q := g.joinLocked(keys[i], marks[i]); q != nil {
+			m.r.counts.joined.Add(1)
+			out[i] = q
+		} else if m.down.Load() {
+			out[i] = &request{key: keys[i], mark: marks[i], err: ErrUnreachable}
+		} else {
+			out[i] = m.queueLocked(keys[i], marks[i], w.slot)
+		}
+	}
+	start := len(g.waiting) > 0 && g.crew.join(maxFlushers, g.queued >= moreFlushersAt)
+	g.mu.Unlock()
+	if start {
+		m.startFlusher()
+	}
+}
+
+// joinLocked returns the request for key that is under way under an equal mark, or nil.
+func (g *gets) joinLocked(key string, mark Mark) *request {
+	if q := g.under[key]; q != nil && q.mark == mark {
+		return q
+	}
+	return nil
+}
+
+// queueLocked puts a new request into the queue.
+func (m *master) queueLocked(key string, mark Mark, slot uint16) *request {
+	g := &m.gets
+	var b *batch
+	if n := len(g.waiting); n > 0 && len(g.waiting[n-1].reqs) < maxBatch {
+		b = g.waiting[n-1]
+	} else {
+		b = &batch{}
+		b.init(m, nil, m.r.readTimeout, b)
+		g.waiting = append(g.waiting, b)
+	}
+	q := b.add(key, mark, slot)
+	g.under[key] = q
+	g.queued++
+	return q
+}
+
 // get is Redis.get once the master is known. A request comes with the error only if it was answered.
 func (m *master) get(ctx context.Context, key string, mark Mark, slot uint16) (*request, error) {
 	if ctx.Done() != nil && ctx.Err() != nil {
@@ -148,7 +200,7 @@ func (m *master) get(ctx context.Context, key string, mark Mark, slot uint16) (*
 	if err := m.refuse(); err != nil {
 		return nil, err
 	}
-	q, direct, err := m.ask(ctx, ctx.Done() == nil, key, mark, slot)
+	q, direct, err := m.ask(ctx, key, mark, slot)
 	if err != nil {
 		return nil, err
 	}
@@ -166,11 +218,12 @@ func (m *master) get(ctx context.Context, key string, mark Mark, slot uint16) (*
 }
 
 // ask returns the request for key that is under way under an equal mark, or puts a new one into the queue. direct: the new one is
-// not queued, the caller must send its batch, under ctx's values; alone: it may be asked to, since it cannot leave before the budget ends.
-func (m *master) ask(ctx context.Context, alone bool, key string, mark Mark, slot uint16) (q *request, direct bool, err error) {
+// not queued, the caller must send its batch, under ctx's values; only if
+// ctx cannot end.
+func (m *master) ask(ctx context.Context, key string, mark Mark, slot uint16) (q *request, direct bool, err error) {
 	g := &m.gets
 	g.mu.Lock()
-	if q := g.under[key]; q != nil && q.mark == mark {
+	if q := g.joinLocked(key, mark); q != nil {
 		g.mu.Unlock()
 		m.r.counts.joined.Add(1)
 		return q, false, nil
@@ -179,7 +232,7 @@ func (m *master) ask(ctx context.Context, alone bool, key string, mark Mark, slo
 		g.mu.Unlock()
 		return nil, false, ErrUnreachable
 	}
-	if alone && m.mayGoDirectLocked() {
+	if ctx.Done() == nil && m.mayGoDirectLocked() {
 		b := &batch{}
 		b.init(m, ctx, m.r.readTimeout, b)
 		q = b.add(key, mark, slot)
@@ -189,17 +242,7 @@ func (m *master) ask(ctx context.Context, alone bool, key string, mark Mark, slo
 		g.mu.Unlock()
 		return q, true, nil
 	}
-	var b *batch
-	if n := len(g.waiting); n > 0 && len(g.waiting[n-1].reqs) < maxBatch {
-		b = g.waiting[n-1]
-	} else {
-		b = &batch{}
-		b.init(m, nil, m.r.readTimeout, b)
-		g.waiting = append(g.waiting, b)
-	}
-	q = b.add(key, mark, slot)
-	g.under[key] = q
-	g.queued++
+	q = m.queueLocked(key, mark, slot)
 	start := g.crew.join(maxFlushers, g.queued >= moreFlushersAt)
 	g.mu.Unlock()
 	if start {
@@ -284,72 +327,6 @@ func (m *master) send(b *batch) {
 	b.settle(&a, nil)
 }
 
-// answer is what came back for a batch.
-type answer struct {
-	sent  time.Time
-	parts []part // of one slot each; not of a batch that goes through scripts
-	first [1]part
-	clock *redis.TimeCmd
-	lone  []*redis.SliceCmd // one a request, of a batch that goes through scripts
-}
-
-// part is an MGET: of the requests from up to to.
-type part struct {
-	cmd      *redis.StringSliceCmd
-	from, to int
-}
-
-var timeArgs = []any{"time"}
-
-// exec sends b's pipeline. The error is the pipeline's first, be it of one command only.
-func (m *master) exec(b *batch, a *answer) error {
-	p := m.pipeline()
-	if m.node.Load() == nil {
-		a.lone = make([]*redis.SliceCmd, len(b.reqs))
-		for i, q := range b.reqs {
-			a.lone[i] = redis.NewSliceCmd(b, "eval", getScript, 1, &q.key)
-			_ = p.Process(b, once{a.lone[i]}) // queues only
-		}
-	} else {
-		a.split(b, m.r.cluster != nil)
-		for _, part := range a.parts {
-			_ = p.Process(b, once{part.cmd})
-		}
-		a.clock = redis.NewTimeCmd(b, timeArgs...)
-		_ = p.Process(b, a.clock)
-	}
-	m.r.counts.trips.Add(1)
-	m.r.counts.commands.Add(uint64(p.Len()))
-	m.r.counts.gets.Add(uint64(len(b.reqs)))
-	a.sent = time.Now()
-	_, err := p.Exec(b)
-	return err
-}
-
-// split makes an MGET of the requests of each slot; outside of a cluster, one of all.
-func (a *answer) split(b *batch, bySlot bool) {
-	a.parts = a.first[:0]
-	if bySlot && len(b.reqs) > 1 {
-		slices.SortFunc(b.reqs, func(x, y *request) int { return int(x.slot) - int(y.slot) })
-	}
-	for from := 0; from < len(b.reqs); {
-		to := len(b.reqs)
-		if bySlot {
-			to = from + 1
-			for to < len(b.reqs) && b.reqs[to].slot == b.reqs[from].slot {
-				to++
-			}
-		}
-		args := make([]any, 1, 1+to-from)
-		args[0] = "mget"
-		for _, q := range b.reqs[from:to] {
-			args = append(args, &q.key) // a pointer needs no boxing
-		}
-		a.parts = append(a.parts, part{redis.NewStringSliceCmd(b, args...), from, to})
-		from = to
-	}
-}
-
 // hurry is called when b is late. If b still waits, all flushers are busy with a call that is late as well.
 func (b *batch) hurry() {
 	g := &b.m.gets
@@ -370,7 +347,7 @@ func (b *batch) expire() {
 	}
 	g.mu.Unlock()
 	if b.settle(nil, ErrTimeout) {
-		b.m.overran(b.start)
+		b.m.overran(b.start, b.until)
 	}
 }
 
@@ -405,62 +382,6 @@ func (b *batch) settle(a *answer, err error) bool {
 	return true
 }
 
-// fill writes the answers into the requests; true: some are away.
-func (b *batch) fill(a *answer) (away bool) {
-	m := b.m
-	for i, cmd := range a.lone {
-		q := b.reqs[i]
-		q.sent, q.keep = a.sent, !m.moved
-		q.raw, q.now, q.err = parseLone(cmd)
-		q.err = m.explain(q.err)
-	}
-	if a.lone != nil {
-		return false
-	}
-	clock, clockErr := a.clock.Result()
-	now := clock.UnixMilli()
-	for _, p := range a.parts {
-		values, err := p.cmd.Result()
-		if err == nil {
-			err = clockErr
-		}
-		moved := err != nil && m.r.cluster != nil && isMoved(err)
-		if moved {
-			m.r.counts.redirected.Add(uint64(p.to - p.from))
-		}
-		away = away || moved
-		err = m.explain(err)
-		if err == nil && len(values) != p.to-p.from {
-			err = errors.New("layers: redis answered another number of values than it was asked for")
-		}
-		for i, q := range b.reqs[p.from:p.to] {
-			q.sent, q.now, q.err, q.away, q.keep = a.sent, now, err, moved, !m.moved
-			if err == nil {
-				q.raw = values[i]
-			}
-		}
-	}
-	return away
-}
-
-// parseLone reads the reply of lua/get.lua.
-func parseLone(cmd *redis.SliceCmd) (raw string, now int64, err error) {
-	reply, err := cmd.Result()
-	if err != nil {
-		return "", 0, err
-	}
-	var text [3]string
-	for i := range min(len(reply), len(text)) {
-		text[i], _ = reply[i].(string) // a nil stays ""
-	}
-	seconds, err1 := strconv.ParseInt(text[0], 10, 64)
-	micros, err2 := strconv.ParseInt(text[1], 10, 64)
-	if err := errors.Join(err1, err2); err != nil {
-		return "", 0, err
-	}
-	return text[2], seconds*1000 + micros/1000, nil
-}
-
 // drop ends every request with err.
 func (g *gets) drop(err error) {
 	g.mu.Lock()
@@ -469,10 +390,4 @@ func (g *gets) drop(err error) {
 	for _, b := range all {
 		b.settle(nil, err)
 	}
-}
-
-// isMoved reports whether the error says that the slot, or one key of several, is elsewhere.
-func isMoved(err error) bool {
-	text := err.Error()
-	return strings.HasPrefix(text, "MOVED ") || strings.HasPrefix(text, "ASK ") || strings.HasPrefix(text, "TRYAGAIN")
 }

@@ -171,7 +171,7 @@ func (r *Redis) run(ctx, within context.Context, start time.Time, errands map[*m
 				m.scripts.forget(e)
 			}
 			if ctx.Err() == nil {
-				m.overran(start)
+				m.overran(start, time.Now())
 			}
 			for _, c := range e.calls {
 				c.err = r.late(ctx, nil)

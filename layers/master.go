@@ -125,7 +125,7 @@ func (m *master) do(ctx context.Context, cmds ...redis.Cmder) error {
 			return m.explain(err)
 		default:
 		}
-		m.overran(c.start)
+		m.overran(c.start, c.until)
 		return ErrTimeout
 	case <-ctx.Done():
 		return endOf(ctx)
@@ -186,7 +186,7 @@ func (m *master) note(err error, start time.Time) {
 			m.change(true, nil)
 		}
 	case wasLate:
-		m.overran(start)
+		m.overran(start, time.Now())
 	case wasRefused:
 		m.change(false, err)
 	case wasBroken:
@@ -194,12 +194,12 @@ func (m *master) note(err error, start time.Time) {
 	}
 }
 
-// overran counts a budget overrun by a call that began at start.
-func (m *master) overran(start time.Time) {
+// overran counts a budget overrun at the moment at by a call that began at start. Who waited for it may have begun its next call already.
+func (m *master) overran(start, at time.Time) {
 	m.state.Lock()
 	inARow := !start.Before(m.lastOverrun)
 	if inARow {
-		m.lastOverrun = time.Now()
+		m.lastOverrun = at
 	}
 	m.state.Unlock()
 	if !inARow {

@@ -80,11 +80,11 @@ func TestOneStallIsOneOverrun(t *testing.T) {
 	require.NoError(t, err)
 	start := time.Now()
 	for range 100 {
-		r.single.overran(start)
+		r.single.overran(start, time.Now())
 	}
 	require.EqualValues(t, 1, r.single.overruns.Load())
 	require.True(t, r.reachable("k"))
-	r.single.overran(time.Now())
+	r.single.overran(time.Now(), time.Now())
 	require.EqualValues(t, 2, r.single.overruns.Load())
 	_, err = r.get(t.Context(), "k", Mark{})
 	require.NoError(t, err)

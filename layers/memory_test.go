@@ -65,6 +65,23 @@ func settle(m *Memory) {
 	}
 }
 
+// holdFlusher keeps the flusher from carrying anything on until release, which may be called again: it looks at the stripes in order, and
+// the first is locked. Keys of the first stripe cannot be used meanwhile.
+func holdFlusher(m *Memory) (release func()) {
+	m.stripes[0].mu.Lock()
+	return sync.OnceFunc(m.stripes[0].mu.Unlock)
+}
+
+// keysOf returns n keys of a stripe.
+func keysOf(l *Local[int64, int64], stripe, n int) (keys []int64) {
+	for k := int64(0); len(keys) < n; k++ {
+		if h, _ := l.hash(k); l.mem.stripe(h) == &l.mem.stripes[stripe] {
+			keys = append(keys, k)
+		}
+	}
+	return keys
+}
+
 // mustPut puts, and waits for the flusher where the overlay is full.
 func mustPut[K comparable, V any](tb testing.TB, l *Local[K, V], key K, v V) {
 	tb.Helper()
@@ -208,21 +225,154 @@ func TestRistrettosOrderDoesNotMatter(t *testing.T) {
 	require.EqualValues(t, 1, m.Stats().Entries, "a lost cell is not counted (key 7's is)")
 }
 
+// Property: a killed copy is not answered while ristretto still has it.
+func TestBumpedCopyIsNotAnsweredFromRistretto(t *testing.T) {
+	m := newMemory(t, 0)
+	l := newInts(t, m, "a")
+	k := keysOf(l, 1, 1)[0]
+	mustPut(t, l, k, 1)
+	settle(m)
+	release := holdFlusher(m)
+	defer release()
+	l.Bump(k)
+	h, _ := l.hash(k)
+	require.NotNil(t, m.stored(h), "the test means to meet it there")
+	_, st := l.Get(k)
+	require.Equal(t, Miss, st)
+	_, ok := l.Look(k)
+	require.False(t, ok)
+}
+
+// Property: a reader finds what was put before it began, although it is between overlay and ristretto.
+//
+//  1. a put is in the overlay
+//  2. a reader asks ristretto: nothing yet
+//  3. the put is applied there, and taken off the overlay
+//  4. the reader looks at the overlay
+func TestPutIsFoundWhileItMovesToRistretto(t *testing.T) {
+	m := newMemory(t, 0)
+	l := newInts(t, m, "a")
+	k := keysOf(l, 1, 1)[0]
+	release := holdFlusher(m)
+	defer release()
+	mustPut(t, l, k, 5)
+	h, _ := l.hash(k)
+	s := m.stripe(h)
+	s.mu.Lock()
+	var v int64
+	var st State
+	var wg sync.WaitGroup
+	wg.Go(func() { v, st = l.Get(k) })
+	for range 1000 { // let it come to the lock
+		runtime.Gosched()
+	}
+	c := change{hash: h, wanted: s.overlay[h]}
+	m.store.Set(h, c.cell, 1)
+	m.store.Wait()
+	m.settleLocked(s, c)
+	s.mu.Unlock()
+	wg.Wait()
+	require.Equal(t, Hit, st)
+	require.EqualValues(t, 5, v)
+}
+
+// Property: clearing away an evicted cell leaves a newer one of its key alone.
+//
+//  1. the policy evicts a cell
+//  2. its key is put again
+//  3. the evicted cell is taken off the store
+func TestEvictionLeavesTheNewerCopy(t *testing.T) {
+	m := newMemory(t, 0)
+	l := newInts(t, m, "a")
+	for _, settled := range []bool{false, true} {
+		mustPut(t, l, 1, 1)
+		settle(m)
+		h, _ := l.hash(1)
+		c := m.stored(h)
+		m.policy.mu.Lock()
+		victims := m.policy.dropLocked(c, nil)
+		m.policy.mu.Unlock()
+		_, st := l.Get(1)
+		require.Equal(t, Miss, st, "it is dead at once")
+		mustPut(t, l, 1, 2)
+		if settled {
+			settle(m)
+		}
+		m.bury(victims)
+		settle(m)
+		v, st := l.Get(1)
+		require.Equal(t, Hit, st)
+		require.EqualValues(t, 2, v)
+		checkAccounts(t, m)
+		l.Bump(1)
+	}
+}
+
+// Property: a dead cell that a late reader offers does not stay in the front, and a full set changes with the turns.
+func TestFrontKeepsNoDeadCell(t *testing.T) {
+	m := newMemory(t, 0)
+	l := newInts(t, m, "a")
+	mustPut(t, l, 1, 1)
+	settle(m)
+	h, _ := l.hash(1)
+	c := m.stored(h)
+	m.front.offer(h, c, 0)
+	require.Equal(t, c, m.front.get(h))
+	l.Bump(1)
+	require.Nil(t, m.front.get(h))
+	m.front.offer(h, c, 0)
+	require.Nil(t, m.front.get(h))
+
+	cells := make(map[uint64]*cellHead)
+	for i := range uint64(2 * frontWays) {
+		c := &cell[int64, int64]{}
+		c.owner = &l.own
+		c.t.hash = (i+1)<<40 | 5
+		cells[c.t.hash] = &c.cellHead
+	}
+	was := make(map[uint64]bool)
+	for turn := range uint64(64) {
+		for h, c := range cells {
+			m.front.offer(h, c, turn)
+			if m.front.get(h) == c {
+				was[h] = true
+			}
+		}
+	}
+	require.Len(t, was, len(cells), "each had its turn")
+}
+
+// Property: Close waits for a reader that may be inside ristretto, and lets none in afterwards.
+func TestCloseWaitsForReaders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, err := NewMemory(MemoryOptions{})
+		require.NoError(t, err)
+		n := m.readers.here()
+		n.Add(1)
+		var ended atomic.Bool
+		go func() {
+			_ = m.Close()
+			ended.Store(true)
+		}()
+		time.Sleep(time.Second)
+		require.False(t, ended.Load())
+		n.Add(-1)
+		time.Sleep(time.Second)
+		require.True(t, ended.Load())
+	})
+}
+
 // Property: puts that the store cannot take in time are dropped, counted, and take the older copy with them; marks and kills still work.
 func TestFullOverlayDropsThePutAndTheOlderCopy(t *testing.T) {
 	m := newMemory(t, 1<<30)
 	l := newInts(t, m, "a")
-	var keys []int64 // of one stripe
-	for k := int64(0); len(keys) < overlayStripe+1; k++ {
-		if h, _ := l.hash(k); m.stripe(h) == &m.stripes[255] {
-			keys = append(keys, k)
-		}
-	}
+	keys := keysOf(l, stripeCount-1, overlayStripe+1)
 	last := keys[overlayStripe]
 	mustPut(t, l, last, 1)
 	settle(m)
 
-	m.stripes[0].mu.Lock() // the flusher looks at the stripes in order: now it does not get to the last
+	release := holdFlusher(m)
+	defer release()
 	for _, k := range keys[:overlayStripe] {
 		require.True(t, l.Put(k, lasting(k), l.Mark(k)))
 	}
@@ -233,8 +383,8 @@ func TestFullOverlayDropsThePutAndTheOlderCopy(t *testing.T) {
 	v, st := l.Get(keys[0])
 	require.Equal(t, Hit, st)
 	require.Equal(t, keys[0], v)
-	m.stripes[0].mu.Unlock()
 
+	release()
 	settle(m)
 	require.True(t, l.Put(last, lasting[int64](3), l.Mark(last)), "it takes puts again")
 }

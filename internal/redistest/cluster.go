@@ -218,7 +218,7 @@ func (c *Cluster) Owner(slot int) *Server {
 	for _, n := range c.Nodes {
 		var all []redis.ClusterSlot
 		last = at(n.Addr, func(r *redis.Client) (err error) {
-			all, err = r.ClusterSlots(c.tb.Context()).Result()
+			all, err = layout(c.tb.Context(), r)
 			return err
 		})
 		if owner := c.owner(all, slot); owner != nil {
@@ -227,6 +227,11 @@ func (c *Cluster) Owner(slot int) *Server {
 	}
 	c.tb.Fatalf("redistest: nobody serves slot %d: %v", slot, last)
 	return nil
+}
+
+// layout is the node's view of who serves which slots.
+func layout(ctx context.Context, r *redis.Client) ([]redis.ClusterSlot, error) {
+	return r.ClusterSlots(ctx).Result() //nolint:staticcheck // its successor is not known to servers older than Redis 7
 }
 
 func (c *Cluster) owner(all []redis.ClusterSlot, slot int) *Server {
@@ -248,7 +253,7 @@ func (c *Cluster) Key(prefix string, node *Server) string {
 	c.tb.Helper()
 	found := ""
 	c.on(node, func(ctx context.Context, r *redis.Client) error {
-		all, err := r.ClusterSlots(ctx).Result()
+		all, err := layout(ctx, r)
 		if err != nil {
 			return err
 		}

@@ -23,8 +23,8 @@ type servers struct {
 	dirs  []string
 }
 
-func (f *servers) startServer(real bool) (err error) {
-	if !real {
+func (f *servers) startServer(installed bool) (err error) {
+	if !installed {
 		f.mini, err = miniredis.Run()
 		return err
 	}

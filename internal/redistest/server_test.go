@@ -30,6 +30,7 @@ func TestStartGivesAServerThatAnswers(t *testing.T) {
 
 // Servers that are started at once get different ports, and each test talks to its own.
 func TestServersStartedTogetherAreDistinct(t *testing.T) {
+	need(t)
 	const n = 4
 	var wg sync.WaitGroup
 	addrs := make([]string, n)
@@ -44,7 +45,6 @@ func TestServersStartedTogetherAreDistinct(t *testing.T) {
 			addrs[i] = p.addr()
 		})
 	}
-	need(t)
 	wg.Wait()
 	seen := map[string]bool{}
 	for i, addr := range addrs {

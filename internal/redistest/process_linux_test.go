@@ -1,0 +1,47 @@
+package redistest
+
+import (
+	"bufio"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// A server does not outlive its test binary, even one that is killed and can clean up nothing.
+func TestServersDieWithAKilledTestBinary(t *testing.T) {
+	need(t)
+	const says = "server at "
+	if os.Getenv("REDISTEST_CHILD") == "1" { // the binary that will be killed
+		_, _ = os.Stdout.WriteString(says + Start(t).Addr + "\n")
+		select {}
+	}
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$") //nolint:gosec // it is this very program
+	cmd.Env = append(os.Environ(), "REDISTEST_CHILD=1")
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	addr := ""
+	for lines := bufio.NewScanner(out); addr == "" && lines.Scan(); {
+		addr, _ = strings.CutPrefix(lines.Text(), says)
+	}
+	require.NoError(t, dial(t, addr), "the child's server answers on %q", addr)
+	require.NoError(t, cmd.Process.Kill())
+	_ = cmd.Wait() // the error says that it was killed
+	for end := time.Now().Add(startTime); dial(t, addr) == nil; {
+		require.False(t, time.Now().After(end), "the server on %s lives on", addr)
+	}
+}
+
+func dial(t *testing.T, addr string) error {
+	t.Helper()
+	c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", addr)
+	if err != nil {
+		return err
+	}
+	return c.Close()
+}

@@ -1,0 +1,259 @@
+package layers
+
+import (
+	"container/list"
+	"math/rand"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// policySim runs the policy alone, with cells of 100 bytes and a map for a store.
+type policySim struct {
+	p     *evictPolicy
+	owner *localOwner
+	cells map[int]*cellHead
+	keys  map[*cellHead]int
+}
+
+func newPolicySim(entries int) *policySim {
+	return &policySim{
+		p:     newEvictPolicy(int64(entries)*100, newCoarseClock()),
+		owner: &localOwner{tail: tailOffset[int, int]()},
+		cells: make(map[int]*cellHead),
+		keys:  make(map[*cellHead]int),
+	}
+}
+
+// spread stands for the hash: the finalizer of splitmix64.
+func spread(key int) uint64 {
+	z := uint64(key+1) * 0x9e3779b97f4a7c15
+	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
+	z = (z ^ z>>27) * 0x94d049bb133111eb
+	return z ^ z>>31
+}
+
+// get asks for a key, and puts it after a miss.
+func (s *policySim) get(key int) (hit bool) {
+	if c := s.cells[key]; c != nil {
+		c.use(c.state.Load())
+		return true
+	}
+	c := &cell[int, int]{key: key}
+	c.owner, c.bytes = s.owner, 100
+	c.t.hard = 1 << 62
+	c.t.hash = spread(key)
+	s.cells[key], s.keys[&c.cellHead] = &c.cellHead, key
+	for _, v := range s.p.add(&c.cellHead, nil) {
+		delete(s.cells, s.keys[v])
+		delete(s.keys, v)
+	}
+	return false
+}
+
+// lruHits is what a list of the most recently used keys would answer.
+func lruHits(requests []int, entries int) (hits int) {
+	order, at := list.New(), make(map[int]*list.Element)
+	for _, k := range requests {
+		if e := at[k]; e != nil {
+			hits++
+			order.MoveToFront(e)
+			continue
+		}
+		at[k] = order.PushFront(k)
+		if order.Len() > entries {
+			delete(at, order.Remove(order.Back()).(int))
+		}
+	}
+	return hits
+}
+
+// Property: on skewed requests the policy answers clearly more than LRU, and it is not ruined by a loop longer than the memory.
+func TestPolicyBeatsLRU(t *testing.T) {
+	loop := make([]int, 1<<18)
+	for i := range loop {
+		loop[i] = i % 3000
+	}
+	for _, c := range []struct {
+		name     string
+		requests []int
+		entries  int
+		ahead    float64 // of LRU, in points
+	}{
+		{"zipf", draw(20_000, 1.1), 500, 6.5},
+		{"loop", loop, 1500, 35},
+	} {
+		s := newPolicySim(c.entries)
+		hits := 0
+		for _, k := range c.requests {
+			if s.get(k) {
+				hits++
+			}
+		}
+		n := float64(len(c.requests)) / 100
+		ours, lru := float64(hits)/n, float64(lruHits(c.requests, c.entries))/n
+		t.Logf("%s: %.1f %%, LRU %.1f %%", c.name, ours, lru)
+		require.Greater(t, ours, lru+c.ahead, "%s: hit ratio in percent, LRU's %.1f", c.name, lru)
+		require.Len(t, s.cells, int(s.p.count))
+		require.LessOrEqual(t, s.p.used, s.p.max)
+	}
+}
+
+// Property: keys that are read survive a scan of ten times as many keys as the memory holds, although they came when it was full.
+func TestHotKeysSurviveAScan(t *testing.T) {
+	s := newPolicySim(1000)
+	for k := 100_000; k < 102_000; k++ {
+		s.get(k)
+	}
+	first := 0
+	for k := 1000; k < 11_000; k++ {
+		s.get(k)
+		if !s.get(k / 3 % 20) { // each hot key is asked for three times in sixty scanned keys
+			first++
+		}
+	}
+	require.Equal(t, 20, first, "misses of the twenty hot keys")
+}
+
+// Property: main's oldest cell is given as many chances as it was read, the window's oldest gets on by two reads, or by more than main's has.
+func TestPolicySteps(t *testing.T) {
+	s := newPolicySim(100)
+	for k := range 100 {
+		s.get(k)
+	}
+	p := s.p
+	read := func(c *cellHead, n uint32) { c.setUses(n) }
+	step := func() (victims []*cellHead) { return p.makeRoomLocked(0, nil) }
+
+	v := p.main.oldest
+	c := p.window.oldest
+	p.target = 0 // the window is over its target
+	read(v, 1)
+	read(c, 1)
+	require.Equal(t, []*cellHead{c}, step(), "as many reads as main's oldest: out")
+	require.Equal(t, v, p.main.newest, "which was looked at and pays a read")
+	require.Zero(t, v.uses())
+	c = p.window.oldest
+	read(c, 1)
+	require.Empty(t, step(), "one read more than main's oldest: on to main")
+	require.Equal(t, c, p.main.newest)
+	require.Zero(t, c.uses())
+	c = p.window.oldest
+	read(c, 2)
+	read(p.main.oldest, 3)
+	require.Empty(t, step(), "two reads: on to main")
+	require.Equal(t, c, p.main.newest)
+
+	p.target = p.max
+	v = p.main.oldest
+	for n := v.uses(); n > 0; n-- {
+		require.Equal(t, n, v.uses())
+		p.main.remove(v) // to the front again
+		old := p.main.oldest
+		v.tail().next, p.main.oldest, old.tail().prev = old, v, v
+		p.main.bytes += int64(v.bytes)
+		require.Empty(t, step())
+		require.Equal(t, v, p.main.newest)
+	}
+	v = p.main.oldest
+	read(v, 0)
+	require.Equal(t, []*cellHead{v}, step(), "not read: out")
+	require.False(t, v.alive())
+}
+
+// Property: the sweep's hand leaves a cell that moves or goes.
+func TestSweepHandLeavesAMovingCell(t *testing.T) {
+	s := newPolicySim(100)
+	for k := range 100 {
+		s.get(k)
+	}
+	p := s.p
+	for _, move := range []func(c *cellHead){p.rotateLocked, p.unlinkLocked, p.remove} {
+		c := p.main.oldest
+		next := c.tail().next
+		p.hand = c
+		move(c)
+		require.Equal(t, next, p.hand)
+	}
+	c := p.window.oldest
+	next := c.tail().next
+	p.hand = c
+	p.promoteLocked(c)
+	require.Equal(t, next, p.hand)
+	p.hand = p.window.newest
+	p.unlinkLocked(p.hand)
+	require.Equal(t, p.main.oldest, p.hand, "main comes after the window")
+}
+
+// Property: a key that comes back soon after the window dropped it widens the window, one that main dropped narrows it.
+func TestGhostsMoveTheBorder(t *testing.T) {
+	s := newPolicySim(1000)
+	s.p.windowGhosts.add(spread(1), 1000)
+	s.p.mainGhosts.add(spread(2), 1000)
+	before := s.p.target
+	s.get(1)
+	wider := s.p.target
+	require.Greater(t, wider, before)
+	s.get(2)
+	require.Less(t, s.p.target, wider)
+	for i := range 100_000 {
+		s.p.moveBorder(100, 1, 1000)
+		require.LessOrEqual(t, s.p.target, s.p.max*windowShareMax/100, "step %d", i)
+	}
+	for range 100_000 {
+		s.p.moveBorder(-100, 1, 1000)
+	}
+	require.Equal(t, s.p.max*windowShareMin/100, s.p.target)
+}
+
+// Property: a ghost list knows the last keys of its reach, and none twice.
+func TestGhostListForgetsTheOldest(t *testing.T) {
+	var g ghostList
+	r := rand.New(rand.NewSource(1))
+	hashes := make([]uint64, 3000)
+	for i := range hashes {
+		hashes[i] = r.Uint64()
+		g.add(hashes[i], 1000) // reach 500
+	}
+	for _, h := range hashes[:2400] {
+		require.False(t, g.take(h))
+	}
+	known := 0
+	for _, h := range hashes[2500:] {
+		if g.take(h) {
+			known++
+		}
+		require.False(t, g.take(h), "taken once")
+	}
+	require.Greater(t, known, 400)
+}
+
+// Property: a pass of the sweep sees every cell that is over, wherever cells move meanwhile.
+func TestSweepMissesNone(t *testing.T) {
+	s := newPolicySim(1000)
+	r := rand.New(rand.NewSource(1))
+	for k := range 2000 {
+		s.get(k)
+		s.get(r.Intn(k + 1))
+	}
+	dead := 0
+	for k, c := range s.cells {
+		if k%2 == 0 {
+			c.tail().hard = 1
+			dead++
+		}
+	}
+	require.Positive(t, dead)
+	for key := 10_000; s.p.hand != nil || key == 10_000; key++ {
+		for _, v := range s.p.sweep(16, 2, nil) {
+			delete(s.cells, s.keys[v])
+		}
+		s.get(key)
+		s.get(r.Intn(2000))
+	}
+	for k, c := range s.cells {
+		require.False(t, c.over(2), "key %d", k)
+	}
+	require.Len(t, s.cells, int(s.p.count))
+	require.LessOrEqual(t, int(s.p.expired), dead)
+}
