@@ -36,7 +36,7 @@ func (c *Cache[K, V]) rebuildMany(ctx context.Context, wants []want[K, V]) {
 	var held sync.WaitGroup
 	defer held.Wait()
 	granted, refused := c.acquireMany(ctx, leased, &held) // 5
-	parts := append(granted, c.mayLoadAlone(append(without, refused...))...)
+	parts := slices.Concat(granted, c.mayLoadAlone(slices.Concat(without, refused)))
 	stop := c.keepMany(ctx, granted)
 	defer stop()
 	if c.o.LoadMany == nil {

@@ -60,7 +60,7 @@ const heardWithin = 500 * time.Millisecond
 func (c *Cache[K, V]) open() (err error) {
 	defer func() {
 		if err != nil {
-			c.shut()
+			_ = c.shut() // what opened is closed; err says why
 		}
 	}()
 	c.loads = rebuild.NewLoads(c.gate, c.o.LoadTimeout)
