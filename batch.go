@@ -22,7 +22,18 @@ type part[K comparable, V any] struct {
 // rebuildMany rebuilds keys with one pipeline of acquires, one load call and one pipeline of fills. What was granted is loaded while what
 // was held is waited for: batches {1,2} and {2,1} of two processes then never wait for each other in a circle. A call that it leaves
 // unfinished, by a panic or Close, is finished by the flight with that error.
+//
+// More keys than one load call may have go one thousand after the other: so many scripts fit well into the budget of one call of Redis.
 func (c *Cache[K, V]) rebuildMany(ctx context.Context, wants []want[K, V]) {
+	var held sync.WaitGroup
+	defer held.Wait()
+	for some := range slices.Chunk(wants, maxLoadManyKeys) {
+		c.rebuildSome(ctx, some, &held)
+	}
+}
+
+// rebuildSome is rebuildMany for as many keys as one load call may have. Keys that others hold are left to goroutines that held counts.
+func (c *Cache[K, V]) rebuildSome(ctx context.Context, wants []want[K, V], held *sync.WaitGroup) {
 	var without, leased []part[K, V]
 	for _, w := range wants {
 		p := part[K, V]{want: w, alone: alone{mark: c.local.Mark(w.key), why: w.why}}
@@ -33,9 +44,7 @@ func (c *Cache[K, V]) rebuildMany(ctx context.Context, wants []want[K, V]) {
 		p.claim = c.newClaim(w.key, w.id, p.alone.mark, w.why)
 		leased = append(leased, p)
 	}
-	var held sync.WaitGroup
-	defer held.Wait()
-	granted, refused := c.acquireMany(ctx, leased, &held) // 5
+	granted, refused := c.acquireMany(ctx, leased, held) // 5
 	parts := slices.Concat(granted, c.mayLoadAlone(slices.Concat(without, refused)))
 	stop := c.keepMany(ctx, granted)
 	defer stop()
@@ -43,8 +52,8 @@ func (c *Cache[K, V]) rebuildMany(ctx context.Context, wants []want[K, V]) {
 		c.loadEach(ctx, parts)
 		return
 	}
-	for chunk := range slices.Chunk(parts, maxLoadManyKeys) {
-		c.loadChunk(ctx, chunk)
+	if len(parts) > 0 {
+		c.loadMany(ctx, parts)
 	}
 }
 
@@ -124,9 +133,9 @@ func (c *Cache[K, V]) loadEach(ctx context.Context, parts []part[K, V]) {
 	all.Wait()
 }
 
-// loadChunk loads up to 1,000 keys by one call of LoadMany behind one slot of the gate, and fills them in one pipeline. An error is each
+// loadMany loads up to 1,000 keys by one call of LoadMany behind one slot of the gate, and fills them in one pipeline. An error is each
 // key's; a key that the map lacks is absent; a refused fill touches no other key.
-func (c *Cache[K, V]) loadChunk(ctx context.Context, parts []part[K, V]) {
+func (c *Cache[K, V]) loadMany(ctx context.Context, parts []part[K, V]) {
 	keys := make([]K, len(parts))
 	for i, p := range parts {
 		keys[i] = p.key

@@ -72,7 +72,12 @@ func (c *Cache[K, V]) get(ctx context.Context, key K) (answer[V], error) {
 	if c.certainlyAbsent(id, why) { // 4
 		return c.settle(ctx, key, id, filteredAnswer[V](), nil)
 	}
-	a, joined, err := c.flights.Do(ctx, id, func(ctx context.Context) (answer[V], error) { // 5-8
+	return c.fly(ctx, key, id, why) // 5-8
+}
+
+// fly has the key rebuilt, by this caller's flight or by one that began a moment ago.
+func (c *Cache[K, V]) fly(ctx context.Context, key K, id string, why cause) (answer[V], error) {
+	a, joined, err := c.flights.Do(ctx, id, func(ctx context.Context) (answer[V], error) {
 		return c.rebuild(ctx, key, id, why)
 	})
 	if joined {

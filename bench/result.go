@@ -95,7 +95,7 @@ func (r *Report) missed() (met, missed int) {
 func printRows(w io.Writer, rows []Row) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, r := range rows {
-		fmt.Fprintf(t, "  %s\t%s\t%s\t%s\t%s\t%s\n", r.What, r.figure(), r.spread(), r.Budget, r.Verdict, r.Detail)
+		_, _ = fmt.Fprintf(t, "  %s\t%s\t%s\t%s\t%s\t%s\n", r.What, r.figure(), r.spread(), r.Budget, r.Verdict, r.Detail)
 	}
 	t.Flush() //nolint:errcheck // a terminal that is gone has nobody to tell
 }
@@ -124,8 +124,9 @@ func number(v float64) string {
 	return fmt.Sprintf("%.3g", v)
 }
 
-// markdown writes the report as a page.
-func (r *Report) markdown(w io.Writer) {
+// markdown is the report as a page.
+func (r *Report) markdown() string {
+	w := &strings.Builder{}
 	fmt.Fprintf(w, "# Benchmarks, %s\n\n", r.Began.Format("2 January 2006"))
 	if r.Quick {
 		fmt.Fprint(w, "A quick run: few and short rounds, small tables. Its figures say that the suite works, not how fast anything is.\n\n")
@@ -156,6 +157,7 @@ func (r *Report) markdown(w io.Writer) {
 			fmt.Fprintf(w, "| %s | %s | %s | %s | %s |\n", row.What, figure, row.Budget, row.Verdict, row.Detail)
 		}
 	}
+	return w.String()
 }
 
 // write puts the report into dir as a page and as JSON with every reading, and returns the path of the page.
@@ -178,7 +180,5 @@ func (r *Report) write(dir string) (string, error) {
 	if err := os.WriteFile(path+".json", append(raw, '\n'), 0o644); err != nil {
 		return "", err
 	}
-	var page strings.Builder
-	r.markdown(&page)
-	return path + ".md", os.WriteFile(path+".md", []byte(page.String()), 0o644)
+	return path + ".md", os.WriteFile(path+".md", []byte(r.markdown()), 0o644)
 }

@@ -22,6 +22,9 @@ type Options struct {
 	Log       io.Writer // tables as they are done
 }
 
+// say tells what is done. A log that cannot be written has nobody to tell.
+func (o Options) say(format string, args ...any) { _, _ = fmt.Fprintf(o.Log, format, args...) }
+
 // scenario is one comparison. It returns its rows, or an error if the run cannot be believed: a subject that answered wrongly, a
 // server that went away.
 type scenario struct {
@@ -100,12 +103,12 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 		if !slices.Contains(o.Scenarios, s.name) || ctx.Err() != nil {
 			continue
 		}
-		fmt.Fprintf(o.Log, "%s: %s\n", s.name, s.title)
+		o.say("%s: %s\n", s.name, s.title)
 		if s.redis && e.server == nil {
 			server, err := startServer(ctx)
 			if err != nil {
 				r.Skipped[s.name] = err.Error()
-				fmt.Fprintf(o.Log, "  SKIPPED: %v\n", err)
+				o.say("  SKIPPED: %v\n", err)
 				continue
 			}
 			defer server.stop()
@@ -116,7 +119,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", s.name, err))
 			r.Skipped[s.name] = err.Error()
-			fmt.Fprintf(o.Log, "  FAILED: %v\n", err)
+			o.say("  FAILED: %v\n", err)
 			continue
 		}
 		for i := range rows {
@@ -130,13 +133,13 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 		return r, context.Cause(ctx)
 	}
 	met, missed := r.missed()
-	fmt.Fprintf(o.Log, "budgets met: %d, missed: %d; took %s\n", met, missed, r.Took.Round(time.Second))
+	o.say("budgets met: %d, missed: %d; took %s\n", met, missed, r.Took.Round(time.Second))
 	if o.Out != "" {
 		path, err := r.write(o.Out)
 		if err != nil {
 			errs = append(errs, err)
 		} else {
-			fmt.Fprintf(o.Log, "written to %s\n", path)
+			o.say("written to %s\n", path)
 		}
 	}
 	return r, errors.Join(errs...)

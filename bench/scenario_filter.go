@@ -8,6 +8,7 @@ import (
 	"strconv"
 
 	bits "github.com/bits-and-blooms/bloom/v3"
+
 	"github.com/tiercache/tiercache/bloom"
 )
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/dgraph-io/ristretto/v2"
+
 	"github.com/tiercache/tiercache"
 )
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/rueidis"
+
 	"github.com/tiercache/tiercache"
 	"github.com/tiercache/tiercache/layers"
 )

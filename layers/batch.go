@@ -183,7 +183,7 @@ func (m *master) queueLocked(key string, mark Mark, slot uint16) *request {
 		b = g.waiting[n-1]
 	} else {
 		b = &batch{}
-		b.init(m, nil, m.r.readTimeout, b)
+		b.init(m, m.r.readTimeout, b)
 		g.waiting = append(g.waiting, b)
 	}
 	q := b.add(key, mark, slot)
@@ -234,7 +234,8 @@ func (m *master) ask(ctx context.Context, key string, mark Mark, slot uint16) (q
 	}
 	if ctx.Done() == nil && m.mayGoDirectLocked() {
 		b := &batch{}
-		b.init(m, ctx, m.r.readTimeout, b)
+		b.values = ctx
+		b.init(m, m.r.readTimeout, b)
 		q = b.add(key, mark, slot)
 		g.under[key] = q
 		g.flying = append(g.flying, b)

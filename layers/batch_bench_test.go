@@ -35,10 +35,11 @@ func BenchmarkGet(b *testing.B) {
 	}
 	plain := func(ctx context.Context, key string) error { return client.Get(ctx, key).Err() }
 	ours := func(ctx context.Context, key string) error { _, err := r.get(ctx, key, Mark{}); return err }
-	cancellable, cancel := context.WithCancel(context.Background())
+	free := context.WithoutCancel(b.Context())
+	cancellable, cancel := context.WithCancel(b.Context())
 	defer cancel()
 	for _, n := range []int{1, 8, 64, 256} {
-		for _, ctx := range []context.Context{context.Background(), cancellable} {
+		for _, ctx := range []context.Context{free, cancellable} {
 			kind := "free"
 			if ctx.Done() != nil {
 				kind = "cancellable"
@@ -90,7 +91,8 @@ func BenchmarkGetAlone(b *testing.B) {
 	require.NoError(b, err)
 	defer func() { require.NoError(b, r.Close()) }()
 	require.NoError(b, client.Set(b.Context(), "k", strings.Repeat("v", 300), 0).Err())
-	cancellable, cancel := context.WithCancel(context.Background())
+	free := context.WithoutCancel(b.Context())
+	cancellable, cancel := context.WithCancel(b.Context())
 	defer cancel()
 	run := func(name string, get func() error) {
 		b.Run(name, func(b *testing.B) {
@@ -102,8 +104,8 @@ func BenchmarkGetAlone(b *testing.B) {
 			}
 		})
 	}
-	run("plain", func() error { return client.Get(context.Background(), "k").Err() })
-	run("free", func() error { _, err := r.get(context.Background(), "k", Mark{}); return err })
+	run("plain", func() error { return client.Get(free, "k").Err() })
+	run("free", func() error { _, err := r.get(free, "k", Mark{}); return err })
 	run("cancellable", func() error { _, err := r.get(cancellable, "k", Mark{}); return err })
 }
 
@@ -119,6 +121,7 @@ func BenchmarkGetCrowd(b *testing.B) {
 		keys[i] = "tc:bench:{key-" + strconv.Itoa(i) + "}"
 		require.NoError(b, client.Set(b.Context(), keys[i], strings.Repeat("v", 300), 0).Err())
 	}
+	free := context.WithoutCancel(b.Context())
 	for _, n := range []int{64, 256} {
 		b.Run(strconv.Itoa(n), func(b *testing.B) {
 			b.ReportAllocs()
@@ -127,7 +130,7 @@ func BenchmarkGetCrowd(b *testing.B) {
 			for range n {
 				all.Go(func() {
 					for i := next.Add(1); i <= int64(b.N); i = next.Add(1) {
-						if _, err := r.get(context.Background(), keys[int(i)*7919%len(keys)], Mark{}); err != nil {
+						if _, err := r.get(free, keys[int(i)*7919%len(keys)], Mark{}); err != nil {
 							panic(err)
 						}
 					}

@@ -30,12 +30,12 @@ type overseer interface {
 
 func newBudget(m *master, length time.Duration) *budget {
 	b := &budget{}
-	b.init(m, nil, length, nil)
+	b.init(m, length, nil)
 	return b
 }
 
-func (b *budget) init(m *master, values context.Context, length time.Duration, owner overseer) {
-	b.m, b.values, b.owner = m, values, owner
+func (b *budget) init(m *master, length time.Duration, owner overseer) {
+	b.m, b.owner = m, owner
 	b.start = time.Now()
 	b.until = b.start.Add(length)
 	b.done = make(chan struct{})

@@ -18,33 +18,35 @@ const (
 	stateRegion        = stateWindow | stateMain
 )
 
-// noTime stands for the zero time.Time.
-const noTime int64 = math.MinInt64
-
 // cellHead is the part of a cell that does not depend on its cache's types: what ristretto stores, the front points to and the policy
 // lists. Moments are nanoseconds of the Memory's clock. Only state changes after birth, and the links in the tail.
 //
-// The order of a cell's fields is for the cache of the processor: what a hit reads fills the first 64 bytes, where key and value are
-// strings, and all of it 128. Every entry pays for this, so the fields are kept small.
+// Every entry pays for these fields, so they are small: with a string for key and value a cell has 112 bytes. What a hit reads stands
+// together, in the first 64 of them.
 type cellHead struct {
-	owner *localOwner
-	trust uint64 // the word of the mark it was put under; with wordDoubt if it must never be trusted
-	fresh int64  // the earlier of its soft end and the end of the local tier's own TTL
-	state atomic.Uint32
-	bytes uint32 // what the policy counts for it
+	owner   *localOwner
+	fresh   int64  // the earlier of its soft end and the end of the local tier's own TTL
+	trust   uint32 // the word of the mark it was put under; with wordDoubt if it must never be trusted
+	state   atomic.Uint32
+	bytes   uint32 // what the policy counts for it
+	encoded uint32
 }
 
 // cellTail is what a hit does not read. It stands behind key and value, at an offset that the owner knows.
+//
+// Its moments are whole milliseconds from fresh, rounded so that lives only get shorter, and at most 49 days: what lasts longer ends there.
 type cellTail struct {
 	hash       uint64
 	prev, next *cellHead // guarded by the policy's lock
-	later      int64     // the later of the two ends of which fresh is the earlier; stateYoung tells which
-	hard       int64
-	born       int64
 	version    uint64
+	later      uint32 // to the later of the two ends of which fresh is the earlier; stateYoung tells which
+	hard       uint32 // to the hard end
+	born       uint32 // from birth to fresh; notBorn: unknown
 	cost       uint32 // microseconds, saturating
-	encoded    uint32
 }
+
+// notBorn stands for the zero time.
+const notBorn = math.MaxUint32
 
 // cell is one entry of one cache. The head MUST stay its first field: a *cellHead whose owner is a Local[K,V] is cast to *cell[K,V].
 type cell[K comparable, V any] struct {
@@ -108,68 +110,69 @@ func (c *cellHead) setRegion(region uint32) {
 
 // over reports whether the cell can never be answered again: past its hard end, or put before its cache's last Drop.
 func (c *cellHead) over(now int64) bool {
-	return now >= c.tail().hard || c.trust>>wordShift < c.owner.floor.Load()
+	return now >= c.fresh+nanos(c.tail().hard) || c.trust>>wordShift < c.owner.floor.Load()
 }
 
 // ends returns the entry's soft end and the end of the local tier's own TTL.
 func (c *cell[K, V]) ends() (soft, young int64) {
+	later := c.fresh + nanos(c.t.later)
 	if c.state.Load()&stateYoung != 0 {
-		return c.fresh, c.t.later
+		return c.fresh, later
 	}
-	return c.t.later, c.fresh
+	return later, c.fresh
 }
 
 // entry gives back what was put.
 func (c *cell[K, V]) entry(k *coarseClock) Entry[V] {
 	soft, _ := c.ends()
-	return Entry[V]{
+	e := Entry[V]{
 		Value:   c.value,
 		Absent:  c.state.Load()&stateAbsent != 0,
-		Born:    k.moment(c.t.born),
 		Soft:    k.moment(soft),
-		Hard:    k.moment(c.t.hard),
+		Hard:    k.moment(c.fresh + nanos(c.t.hard)),
 		Version: c.t.version,
 		Cost:    time.Duration(c.t.cost) * time.Microsecond,
-		Size:    int(c.t.encoded),
+		Size:    int(c.encoded),
 	}
-}
-
-// roomyCell is a cell that fills 128 bytes instead of 112.
-type roomyCell[K comparable, V any] struct {
-	cell[K, V]
-	_ [16]byte
-}
-
-// allocCell returns an empty cell. Objects of 112 bytes lie across the lines of the processor's cache, and half of them would cost a hit
-// two fetches; objects of 128 start with a line.
-func allocCell[K comparable, V any]() *cell[K, V] {
-	if size := unsafe.Sizeof(cell[K, V]{}); size > 96 && size <= 112 {
-		return &new(roomyCell[K, V]).cell
+	if c.t.born != notBorn {
+		e.Born = k.moment(c.fresh - nanos(c.t.born))
 	}
-	return new(cell[K, V])
+	return e
 }
 
-// newCell makes the cell of an entry that the local tier answers until young. Its soft end is never after its hard end.
-func newCell[K comparable, V any](k *coarseClock, o *localOwner, hash uint64, key K, e *Entry[V], young int64) *cell[K, V] {
-	c := allocCell[K, V]()
-	c.key, c.value, c.owner = key, e.Value, o
+// newCell makes the cell of an entry that the local tier answers until young. Its soft end is never after its hard end; one that is
+// long past counts as a day ago, so that milliseconds reach from it to the others.
+func newCell[K comparable, V any](k *coarseClock, o *localOwner, hash uint64, key K, e *Entry[V], now, young int64) *cell[K, V] {
+	c := &cell[K, V]{key: key, value: e.Value}
+	c.owner = o
+	hard := k.since(e.Hard)
+	soft := min(max(k.since(e.Soft), now-int64(24*time.Hour)), hard)
+	c.fresh = min(soft, young)
 	state := uint32(0)
+	if young >= soft {
+		state |= stateYoung
+	}
 	if e.Absent {
 		state |= stateAbsent
 	}
-	c.t.hard = k.since(e.Hard)
-	soft := min(k.since(e.Soft), c.t.hard)
-	if young >= soft {
-		state |= stateYoung
-		c.fresh, c.t.later = soft, young
-	} else {
-		c.fresh, c.t.later = young, soft
-	}
 	c.state.Store(state)
+	c.t.later = inMillis(max(soft, young) - c.fresh)
+	c.t.hard = inMillis(hard - c.fresh)
+	c.t.born = notBorn
+	if !e.Born.IsZero() {
+		c.t.born = inMillis(c.fresh - k.since(e.Born))
+	}
 	c.t.hash = hash
-	c.t.born = k.since(e.Born)
 	c.t.version = e.Version
-	c.t.cost = uint32(min(max(e.Cost.Microseconds(), 0), math.MaxUint32))
-	c.t.encoded = uint32(min(max(e.Size, 0), math.MaxUint32))
+	c.t.cost = saturate(e.Cost.Microseconds())
+	c.encoded = saturate(int64(e.Size))
 	return c
 }
+
+// inMillis returns whole milliseconds, nanos nanoseconds again.
+func inMillis(ns int64) uint32 { return saturate(ns / int64(time.Millisecond)) }
+
+func nanos(ms uint32) int64 { return int64(ms) * int64(time.Millisecond) }
+
+// saturate returns the nearest number that is below notBorn and not negative.
+func saturate(n int64) uint32 { return uint32(min(max(n, 0), notBorn-1)) }

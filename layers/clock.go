@@ -73,18 +73,8 @@ func (k *coarseClock) resume() {
 	k.edge.Store(k.last + k.margin)
 }
 
-// since translates a moment; the zero time is noTime.
-func (k *coarseClock) since(t time.Time) int64 {
-	if t.IsZero() {
-		return noTime
-	}
-	return int64(t.Sub(k.base))
-}
+// since translates a moment. The zero time is long past.
+func (k *coarseClock) since(t time.Time) int64 { return int64(t.Sub(k.base)) }
 
 // moment translates back.
-func (k *coarseClock) moment(ns int64) time.Time {
-	if ns == noTime {
-		return time.Time{}
-	}
-	return k.base.Add(time.Duration(ns))
-}
+func (k *coarseClock) moment(ns int64) time.Time { return k.base.Add(time.Duration(ns)) }

@@ -21,11 +21,12 @@ const (
 	format       = 1
 	headerLength = 68
 
-	flagAbsent     = 1  // the source has no such key; no payload
-	flagCompressed = 2  // not written by this version, which takes it for foreign
-	flagVersioned  = 4  // the row version counts
-	flagLongKey    = 8  // the full key follows the header
-	flagMarker     = 16 // an announcement stands here: at once, or from the hard end of the value that covers it
+	flagAbsent     = 1       // the source has no such key; no payload
+	flagCompressed = 2       // not written by this version, which takes it for foreign
+	flagVersioned  = 4       // the row version counts
+	flagLongKey    = 8       // the full key follows the header
+	flagMarker     = 16      // an announcement stands here: at once, or from the hard end of the value that covers it
+	exact          = 1 << 53 // beyond every moment of a clock, and the last number that Lua counts exactly
 	knownFlags     = flagAbsent | flagVersioned | flagLongKey | flagMarker
 )
 
@@ -52,16 +53,13 @@ func parseEnvelope(raw string) (e envelope, err error) {
 	if len(raw) < headerLength || raw[:2] != magic || raw[2] != format {
 		return e, errForeign
 	}
-	var h [headerLength]byte
-	copy(h[:], raw)
-	word := binary.BigEndian.Uint64
 	e = envelope{
-		flags: h[3], codec: h[4], schema: binary.BigEndian.Uint16(h[5:]),
-		generation: word(h[8:]), stored: int64(word(h[16:])), soft: int64(word(h[24:])), hard: int64(word(h[32:])), //nolint:gosec // checked below
-		version: word(h[40:]), cost: time.Duration(binary.BigEndian.Uint32(h[48:])) * time.Microsecond,
+		flags: raw[3], codec: raw[4], schema: uint16(raw[5])<<8 | uint16(raw[6]),
+		generation: word(raw[8:]), stored: int64(word(raw[16:])), soft: int64(word(raw[24:])), hard: int64(word(raw[32:])), //nolint:gosec // checked below
+		version: word(raw[40:]), cost: time.Duration(word(raw[44:])&0xffffffff) * time.Microsecond, //nolint:gosec // 32 bits
 		token: Token(raw[52:68]), payload: raw[headerLength:],
 	}
-	if e.flags&^knownFlags != 0 || e.stored <= 0 || e.soft < e.stored || e.hard < e.soft || e.hard-e.stored > farthest.Milliseconds() {
+	if e.flags&^knownFlags != 0 || e.stored <= 0 || e.stored >= exact || e.soft < e.stored || e.hard < e.soft || e.hard-e.stored > farthest.Milliseconds() {
 		return e, errForeign
 	}
 	if e.flags&flagLongKey == 0 {
@@ -122,4 +120,11 @@ func (e *envelope) String() string {
 	}
 	b.WriteString(e.payload)
 	return b.String()
+}
+
+// word reads eight bytes, the most significant first, without a copy of the string.
+func word(s string) uint64 {
+	_ = s[7]
+	return uint64(s[0])<<56 | uint64(s[1])<<48 | uint64(s[2])<<40 | uint64(s[3])<<32 |
+		uint64(s[4])<<24 | uint64(s[5])<<16 | uint64(s[6])<<8 | uint64(s[7])
 }

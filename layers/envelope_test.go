@@ -60,6 +60,7 @@ func TestUnreadableEnvelopesAreForeign(t *testing.T) {
 		"compressed":          func(e *envelope) { e.flags |= flagCompressed },
 		"stored at zero":      func(e *envelope) { e.stored = 0 },
 		"stored before zero":  func(e *envelope) { e.stored = -1 },
+		"stored in an age":    func(e *envelope) { e.stored, e.soft, e.hard = exact, exact, exact },
 		"soft before stored":  func(e *envelope) { e.soft = e.stored - 1 },
 		"hard before soft":    func(e *envelope) { e.hard = e.soft - 1 },
 		"hard end in an age":  func(e *envelope) { e.hard = math.MaxInt64 },

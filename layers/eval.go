@@ -351,7 +351,7 @@ func (s *scripts) take(m *master) *shipment {
 		s.crew.busy--
 		return nil
 	}
-	p.init(m, nil, m.r.writeTimeout, p)
+	p.init(m, m.r.writeTimeout, p)
 	s.flying = append(s.flying, p)
 	return p
 }

@@ -15,34 +15,37 @@ const (
 // the cell as if ristretto had given it. Lock-free.
 type frontTable [frontSlots / frontWays]frontSet
 
-// frontSet is the slots that a hash may stand in: cells and, so that who looks for another need not touch them, their hashes. Hash and cell
-// are written one after the other: where they do not fit, a reader misses the front or finds by the cell's own key that it is another's.
+// frontSet is the slots that a hash may stand in: cells and, so that who looks for another need not touch them, tags. A tag is the hash
+// but for its lowest bit, which tells whether the cell was asked for since the set was last full of such cells. Zero: free. Tag and cell are written one after the other: where they do not fit, a reader misses the front or finds by the
+// cell's own key that it is another's.
 type frontSet [frontWays]struct {
-	hash atomic.Uint64
+	tag  atomic.Uint64
 	cell atomic.Pointer[cellHead]
 }
 
-func (f *frontTable) set(hash uint64) *frontSet { return &f[hash%(frontSlots/frontWays)] }
+const frontAsked = 1
+
+// frontTag is never zero for a hash that stands in the table.
+func frontTag(hash uint64) uint64 { return hash | frontAsked }
+
+func (f *frontTable) set(hash uint64) *frontSet { return &f[hash>>1%(frontSlots/frontWays)] }
 
 // get returns the cell that is likely to be the hash's, or nil.
 func (f *frontTable) get(hash uint64) *cellHead {
-	s := f.set(hash)
-	switch hash {
-	case s[0].hash.Load():
-		return s[0].cell.Load()
-	case s[1].hash.Load():
-		return s[1].cell.Load()
-	case s[2].hash.Load():
-		return s[2].cell.Load()
-	case s[3].hash.Load():
-		return s[3].cell.Load()
+	s, want := f.set(hash), frontTag(hash)
+	for i := range s {
+		if tag := s[i].tag.Load(); tag|frontAsked == want {
+			if tag != want {
+				s[i].tag.CompareAndSwap(tag, want)
+			}
+			return s[i].cell.Load()
+		}
 	}
 	return nil
 }
 
-// offer puts a cell that ristretto gave into a slot, if one is free, or if it is the cell's turn: of the cells that share a set one in
-// sixteen may push another out, another sixteenth with each turn. So a slot is with each of them for a share of the time that grows
-// with how often it is asked for, and readers do not fight over slots.
+// offer puts a cell that ristretto gave into a slot that is free, or whose cell was not asked for lately, if it is the cell's turn: a
+// sixteenth of the cells has one at a time, so that readers do not fight over slots.
 //
 // A dead cell never stays in the table:
 //  1. a reader finds the cell alive
@@ -52,25 +55,44 @@ func (f *frontTable) get(hash uint64) *cellHead {
 // Hence the second look at its state after the store: either forget sees the store, or the second look sees the death.
 func (f *frontTable) offer(hash uint64, c *cellHead, turn uint64) {
 	s := f.set(hash)
-	way := -1
-	for i := range s {
-		if s[i].hash.Load() == 0 {
-			way = i
-			break
-		}
-	}
+	way := s.free()
 	if way < 0 {
-		lot := hash>>40 + turn
-		if lot%16 != 0 {
+		if (hash>>40+turn)%16 != 0 {
 			return
 		}
-		way = int(lot / 16 % frontWays)
+		if way = s.idle(int(hash >> 44)); way < 0 {
+			return
+		}
 	}
 	s[way].cell.Store(c)
-	s[way].hash.Store(hash)
+	s[way].tag.Store(hash &^ frontAsked)
 	if !c.alive() {
 		f.forget(c)
 	}
+}
+
+// free returns a free slot, or -1.
+func (s *frontSet) free() int {
+	for i := range s {
+		if s[i].tag.Load() == 0 {
+			return i
+		}
+	}
+	return -1
+}
+
+// idle returns a slot whose cell was not asked for lately, beginning at start. If all were, none is idle now, and all have to be asked for
+// again.
+func (s *frontSet) idle(start int) int {
+	for i := range s {
+		if way := (start + i) % frontWays; s[way].tag.Load()&frontAsked == 0 {
+			return way
+		}
+	}
+	for i := range s {
+		s[i].tag.And(^uint64(frontAsked))
+	}
+	return -1
 }
 
 // forget clears the slots of a dead cell.
@@ -78,7 +100,7 @@ func (f *frontTable) forget(c *cellHead) {
 	s := f.set(c.tail().hash)
 	for i := range s {
 		if s[i].cell.Load() == c && s[i].cell.CompareAndSwap(c, nil) {
-			s[i].hash.Store(0)
+			s[i].tag.Store(0)
 		}
 	}
 }
@@ -87,7 +109,7 @@ func (f *frontTable) forget(c *cellHead) {
 func (f *frontTable) clear() {
 	for i := range f {
 		for j := range f[i] {
-			f[i][j].hash.Store(0)
+			f[i][j].tag.Store(0)
 			f[i][j].cell.Store(nil)
 		}
 	}

@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"strings"
 )
 
 // ErrKeyTooLong is returned for a key whose string form is longer than MaxKeyBytes. Nothing was asked or changed.
@@ -38,27 +37,20 @@ func slotted(id string) string {
 
 // escape percent-encodes the bytes of s that could be taken for structure: % { } : and everything below 0x21 or equal to 0x7f.
 // Other bytes, those beyond ASCII included, stay as they are.
-func escape(s string) string {
-	n := 0
-	for i := range len(s) {
-		if special(s[i]) {
-			n++
-		}
-	}
-	if n == 0 {
-		return s
-	}
+func escape(s string) string { return string(appendEscaped(nil, s)) }
+
+// appendEscaped appends s, escaped, to b.
+func appendEscaped(b []byte, s string) []byte {
 	const digits = "0123456789ABCDEF"
-	var b strings.Builder
-	b.Grow(len(s) + 2*n)
+	plain := 0 // s up to here is in b
 	for i := range len(s) {
 		if c := s[i]; special(c) {
-			b.Write([]byte{'%', digits[c>>4], digits[c&15]})
-		} else {
-			b.WriteByte(c)
+			b = append(b, s[plain:i]...)
+			b = append(b, '%', digits[c>>4], digits[c&15])
+			plain = i + 1
 		}
 	}
-	return b.String()
+	return append(b, s[plain:]...)
 }
 
 func special(c byte) bool {
@@ -70,7 +62,13 @@ func (s *Space) valueKey(id string) (string, error) {
 	if len(id) > MaxKeyBytes {
 		return "", fmt.Errorf("%w: %d bytes, at most %d", ErrKeyTooLong, len(id), MaxKeyBytes)
 	}
-	return s.before + slotted(id) + "}", nil
+	if id == "" || long(id) {
+		return s.before + slotted(id) + "}", nil
+	}
+	var room [256]byte // most keys fit: one allocation, for the result
+	key := append(room[:0], s.before...)
+	key = appendEscaped(key, id)
+	return string(append(key, '}')), nil
 }
 
 // guardKey returns the key of the guard of the value at key; it is in the same slot, since it has the same hash tag.

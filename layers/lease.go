@@ -90,7 +90,7 @@ func (s *Space) Acquire(ctx context.Context, asks ...Ask) []Acquired {
 	s.each(ctx, ids, func(i int, key string) *scriptCall {
 		ask := &asks[i]
 		return &scriptCall{script: acquireScript, keys: []string{key, guardKey(key)}, args: []any{
-			generation, string(ask.Token), millis(s.o.LeaseTime), millis(s.o.Window), millis(s.o.Window), bit(ask.WantStale), uint64(ask.Seen), //nolint:gosec // the bits of the envelope's field
+			generation, string(ask.Token), millis(s.o.LeaseTime), millis(s.o.Window), millis(s.o.Window), bit(ask.WantStale), max(ask.Seen, 0),
 		}}
 	}, func(i int, a scriptReply, err error) {
 		out[i].take(&asks[i], a, err, generation)

@@ -13,13 +13,14 @@ import (
 )
 
 // The trust word of a cache: an epoch above two bits. A cell carries the word of its mark without the deaf bit, or with the doubt bit,
-// which the cache's own word never has: so a cell is trusted if and only if its word equals the cache's.
+// which the cache's own word never has: so a cell is trusted if and only if its word equals the cache's. The epoch has 30 bits: at a
+// gap of the bus each second it comes round after 34 years.
 const (
-	wordDeaf   uint64 = 1 << 0 // of the cache's word: the bus is deaf
-	wordDoubt  uint64 = 1 << 1 // of a cell's word: never trusted
+	wordDeaf   uint32 = 1 << 0 // of the cache's word: the bus is deaf
+	wordDoubt  uint32 = 1 << 1 // of a cell's word: never trusted
 	wordShift         = 2
-	wordEpoch  uint64 = 1 << wordShift
-	wordClosed uint64 = math.MaxUint64
+	wordEpoch  uint32 = 1 << wordShift
+	wordClosed uint32 = math.MaxUint32
 )
 
 const (
@@ -30,19 +31,19 @@ const (
 
 // localOwner is the part of a Local that its cells point to.
 type localOwner struct {
-	trust atomic.Uint64
-	floor atomic.Uint64 // cells of an older epoch are dead
+	trust atomic.Uint32
+	floor atomic.Uint32 // cells of an older epoch are dead
 	tail  uintptr       // where a cell's tail stands
 }
 
 // shut makes every cell of the cache dead, and every mark void.
 func (o *localOwner) shut() {
 	o.trust.Store(wordClosed)
-	o.floor.Store(math.MaxUint64)
+	o.floor.Store(math.MaxUint32)
 }
 
 // move changes the trust word, unless the cache is closed.
-func (o *localOwner) move(f func(word uint64) uint64) (uint64, bool) {
+func (o *localOwner) move(f func(word uint32) uint32) (uint32, bool) {
 	for {
 		w := o.trust.Load()
 		if w == wordClosed {
@@ -220,6 +221,9 @@ func (l *Local[K, V]) answer(c *cell[K, V], state uint32) (v V, found State) {
 //
 // Hence both are asked again under the stripe's lock, without which nothing is taken off.
 func (l *Local[K, V]) find(h uint64, key K, id string) (c *cell[K, V], stored bool) {
+	if l.o.TTL <= 0 {
+		return nil, false
+	}
 	if c := l.mine(l.mem.stored(h), h, key, id); c != nil && c.alive() {
 		return c, true
 	}
@@ -294,7 +298,7 @@ func (l *Local[K, V]) Look(key K) (Copy[V], bool) {
 // the moment that the mark stands for (the trust word).
 func (l *Local[K, V]) Mark(key K) Mark {
 	h, _ := l.hash(key)
-	return Mark{epoch: l.mem.stripe(h).epoch.Load(), trust: l.own.trust.Load()}
+	return Mark{epoch: l.mem.stripe(h).epoch.Load(), trust: uint64(l.own.trust.Load())}
 }
 
 // Stands reports whether nothing that voids the mark has happened since.
@@ -304,7 +308,7 @@ func (l *Local[K, V]) Stands(key K, m Mark) bool {
 }
 
 func (l *Local[K, V]) stands(s *memStripe, m Mark) bool {
-	return m.trust != wordClosed && m.epoch == s.epoch.Load() && m.trust == l.own.trust.Load()
+	return m.trust != uint64(wordClosed) && m.epoch == s.epoch.Load() && m.trust == uint64(l.own.trust.Load())
 }
 
 // Put keeps a copy, if the mark still stands. It returns false, and keeps nothing, if it does not, if the entry is past its hard end, if the
@@ -366,10 +370,10 @@ func (l *Local[K, V]) cellOf(h uint64, key K, id string, e *Entry[V], m Mark, do
 	if now >= l.clock.since(e.Hard) {
 		return nil
 	}
-	c := newCell(l.clock, &l.own, h, key, e, now+int64(Shorten(l.o.TTL, l.o.Jitter, rand.Float64())))
-	c.trust = m.trust
-	if doubt || m.trust&wordDeaf != 0 {
-		c.trust = m.trust&^wordDeaf | wordDoubt
+	c := newCell(l.clock, &l.own, h, key, e, now, now+int64(Shorten(l.o.TTL, l.o.Jitter, rand.Float64())))
+	c.trust = uint32(m.trust)
+	if doubt || c.trust&wordDeaf != 0 {
+		c.trust = c.trust&^wordDeaf | wordDoubt
 	}
 	c.bytes = uint32(min(l.size(key, id, e), math.MaxUint32))
 	return c
@@ -435,17 +439,17 @@ func (l *Local[K, V]) bump(h uint64) {
 
 // Deaf says that events may be missed from now on: nothing is trusted, nor what is put meanwhile.
 func (l *Local[K, V]) Deaf() {
-	l.own.move(func(w uint64) uint64 { return w | wordDeaf })
+	l.own.move(func(w uint32) uint32 { return w | wordDeaf })
 }
 
 // Hear says that events are heard again: what is put from now on is trusted, older copies are not.
 func (l *Local[K, V]) Hear() {
-	l.own.move(func(w uint64) uint64 { return (w + wordEpoch) &^ wordDeaf })
+	l.own.move(func(w uint32) uint32 { return (w + wordEpoch) &^ wordDeaf })
 }
 
 // Drop makes every copy dead for good, and voids every mark taken before.
 func (l *Local[K, V]) Drop() {
-	w, open := l.own.move(func(w uint64) uint64 { return w + wordEpoch })
+	w, open := l.own.move(func(w uint32) uint32 { return w + wordEpoch })
 	if !open {
 		return
 	}

@@ -64,14 +64,6 @@ func (m *master) setNode(c *redis.Client) {
 	m.node.Store(&node{client: c, bounded: o.ContextTimeoutEnabled || within(o.ReadTimeout) && within(o.WriteTimeout)})
 }
 
-// client returns the node's own client; nil if it is not known, since everything goes through a client of another kind.
-func (m *master) client() *redis.Client {
-	if n := m.node.Load(); n != nil {
-		return n.client
-	}
-	return nil
-}
-
 // pipeline returns an empty pipeline to this master.
 func (m *master) pipeline() redis.Pipeliner {
 	if n := m.node.Load(); n != nil {

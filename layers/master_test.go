@@ -24,17 +24,16 @@ func noTimeouts(o *redis.Options) { o.ReadTimeout, o.WriteTimeout, o.MaxRetries 
 // A hung server costs each caller its budget, three in a row make it unreachable, then nobody waits; a probe that is answered makes
 // it reachable. All of this with a client that itself would wait for ever.
 func TestHungServerBecomesUnreachableAndComesBack(t *testing.T) {
-	for name, client := range map[string]func(*redistest.Server, *testing.T) redis.UniversalClient{
-		"client": func(s *redistest.Server, t *testing.T) redis.UniversalClient { return s.Client(t, noTimeouts) },
-		"client with deadlines": func(s *redistest.Server, t *testing.T) redis.UniversalClient {
-			return s.Client(t, noTimeouts, func(o *redis.Options) { o.ContextTimeoutEnabled = true })
-		},
-		"other": func(s *redistest.Server, t *testing.T) redis.UniversalClient { return hidden{s.Client(t, noTimeouts)} },
+	for name, kind := range map[string]struct{ deadlines, hidden bool }{
+		"client": {}, "client with deadlines": {deadlines: true}, "other": {hidden: true},
 	} {
 		for _, free := range []bool{false, true} {
 			t.Run(name, func(t *testing.T) {
 				server := redistest.Start(t)
-				rdb := client(server, t)
+				var rdb redis.UniversalClient = server.Client(t, noTimeouts, func(o *redis.Options) { o.ContextTimeoutEnabled = kind.deadlines })
+				if kind.hidden {
+					rdb = hidden{rdb}
+				}
 				r := openTier(t, rdb, RedisOptions{ReadTimeout: shortBudget, WriteTimeout: shortBudget})
 				m, _, err := r.route(t.Context(), "k")
 				require.NoError(t, err)
@@ -96,7 +95,10 @@ func TestOneStallIsOneOverrun(t *testing.T) {
 func TestKilledServerIsUnreachableAtOnce(t *testing.T) {
 	for _, free := range []bool{false, true} {
 		server := redistest.Start(t)
-		client := server.Client(t)
+		patient := make(chan struct{}) // the client does not give up before it is closed
+		client := server.Client(t, func(o *redis.Options) {
+			o.DialerRetryBackoff = func(int) time.Duration { <-patient; return 0 }
+		})
 		r := openTier(t, client, RedisOptions{ReadTimeout: time.Hour, WriteTimeout: time.Hour})
 		ctx := t.Context()
 		if free {
@@ -113,6 +115,7 @@ func TestKilledServerIsUnreachableAtOnce(t *testing.T) {
 		awaitTrue(t, func() bool { return !r.reachable("k") }, "unreachable")
 		_, err = r.get(ctx, "k", Mark{})
 		require.ErrorIs(t, err, ErrUnreachable)
+		close(patient)
 		server.Restart()
 		awaitTrue(t, func() bool { _, err := r.get(ctx, "k", Mark{}); return err == nil }, "comes back by the probe of its callers")
 		require.True(t, r.reachable("k"))

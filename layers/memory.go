@@ -16,11 +16,6 @@ const (
 	defaultMaxBytes = 64 << 20
 	stripeCount     = 256 // Chosen: as many as ristretto has shards.
 
-	// overlayStripe is how many puts of a stripe may wait for ristretto; 256 stripes of it fill ristretto's own queue of 32 Ki.
-	overlayStripe = 128
-	// batchMax is how many changes go to ristretto before one Wait: well below its queue, so that it never refuses one.
-	batchMax = 8 << 10
-
 	sweepEvery = 10  // ticks
 	sweepPass  = 200 // sweeps that see every cell once: 10 s. Chosen; not tuned.
 	sweepLeast = 64  // cells a sweep looks at, at least
@@ -71,30 +66,22 @@ type Memory struct {
 	clock    *coarseClock
 	stripes  *[stripeCount]memStripe
 	readers  *readerCount
+	closed   atomic.Bool
+	_        [64]byte // what a hit reads stands apart from what a put writes
 
-	dirty  atomic.Bool   // the flusher was kicked and has not begun to look yet
-	kicks  chan struct{} // to the flusher
-	idle   atomic.Bool   // the clock is parked
-	wakes  chan struct{} // to the ticker
-	done   chan struct{}
-	closed atomic.Bool
-	once   sync.Once
-	wait   sync.WaitGroup
+	dirty atomic.Bool   // the flusher was kicked and has not begun to look yet
+	kicks chan struct{} // to the flusher
+	idle  atomic.Bool   // the clock is parked
+	wakes chan struct{} // to the ticker
+	done  chan struct{}
+	once  sync.Once
+	wait  sync.WaitGroup
 
 	held                   atomic.Int64 // bytes of dead cells that ristretto may still hold
 	refused, dropped, lost atomic.Uint64
 
 	mu     sync.Mutex
 	owners map[string]*localOwner
-}
-
-// memStripe is what the keys of one stripe share. On a cache line of its own.
-type memStripe struct {
-	epoch   atomic.Uint64 // moved under mu by every bump
-	mu      sync.Mutex
-	overlay map[uint64]wanted
-	cells   int // of the overlay that are puts
-	_       [64 - 8 - 8 - 8 - 8]byte
 }
 
 // readerCount counts the calls that may be inside ristretto. A reader counts in a part chosen by where its stack is: so one goroutine stays
@@ -116,12 +103,6 @@ func (r *readerCount) drain() {
 			time.Sleep(10 * time.Microsecond)
 		}
 	}
-}
-
-// wanted is what ristretto should have for a hash.
-type wanted struct {
-	cell *cellHead // nil: nothing
-	held int64     // bytes of dead cells that ristretto may hold until then
 }
 
 // NewMemory makes a Memory. Close it after its caches.
@@ -284,24 +265,6 @@ func (m *Memory) putLocked(s *memStripe, c *cellHead, victims []*cellHead) (bool
 	return false, victims
 }
 
-// wantLocked writes what ristretto should have, c or nothing, instead of old. The caller holds the stripe's lock, and kicks once it has
-// given that up.
-func (m *Memory) wantLocked(s *memStripe, hash uint64, c, old *cellHead) {
-	w := s.overlay[hash]
-	if w.cell != nil {
-		s.cells--
-	}
-	if c != nil {
-		s.cells++
-	}
-	if old != nil {
-		w.held += int64(old.bytes)
-		m.held.Add(int64(old.bytes))
-	}
-	w.cell = c
-	s.overlay[hash] = w
-}
-
 // bumpLocked moves the stripe's epoch and kills what stands under the hash: another key there, a one in 2^64 chance, goes as well. The
 // caller holds the stripe's lock.
 func (m *Memory) bumpLocked(s *memStripe, hash uint64) {
@@ -334,17 +297,6 @@ func (m *Memory) bury(victims []*cellHead) {
 	m.kick()
 }
 
-// kick lets the flusher look.
-func (m *Memory) kick() {
-	if m.dirty.Load() || !m.dirty.CompareAndSwap(false, true) {
-		return
-	}
-	select {
-	case m.kicks <- struct{}{}:
-	default:
-	}
-}
-
 // wake lets the clock tick again.
 func (m *Memory) wake() {
 	if !m.idle.Load() {
@@ -353,94 +305,6 @@ func (m *Memory) wake() {
 	select {
 	case m.wakes <- struct{}{}:
 	default:
-	}
-}
-
-// flusher carries the overlay to ristretto, one Wait a batch.
-func (m *Memory) flusher() {
-	var batch []change
-	for {
-		select {
-		case <-m.done:
-			return
-		case <-m.kicks:
-		}
-		m.dirty.Store(false)
-		for i := range m.stripes {
-			batch = m.collect(&m.stripes[i], batch)
-			if len(batch) >= batchMax-2*overlayStripe {
-				batch = m.apply(batch)
-			}
-		}
-		batch = m.apply(batch)
-	}
-}
-
-// change is one entry of the overlay under way to ristretto.
-type change struct {
-	hash uint64
-	wanted
-}
-
-func (m *Memory) collect(s *memStripe, batch []change) []change {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for h, w := range s.overlay {
-		if len(batch) == batchMax {
-			m.kick()
-			break
-		}
-		batch = append(batch, change{hash: h, wanted: w})
-	}
-	return batch
-}
-
-// apply sends a batch, waits until ristretto has applied it, and takes off the overlay what nobody changed meanwhile.
-//
-// Why ristretto has what was sent, although it loses the second Set of a new key: the flusher is the only sender, it sends one change of
-// a hash at a time and waits before the next, a batch is shorter than ristretto's queue, and MaxCost is out of reach. That it has it is
-// looked at all the same: a cell that is not there dies, which is an honest miss.
-func (m *Memory) apply(batch []change) []change {
-	if len(batch) == 0 {
-		return batch
-	}
-	for _, c := range batch {
-		if c.cell == nil {
-			m.store.Del(c.hash)
-		} else {
-			m.store.Set(c.hash, c.cell, 1)
-		}
-	}
-	m.store.Wait()
-	for _, c := range batch {
-		s := m.stripe(c.hash)
-		s.mu.Lock()
-		m.settleLocked(s, c)
-		s.mu.Unlock()
-	}
-	clear(batch)
-	return batch[:0]
-}
-
-// settleLocked takes an applied change off the overlay, if nobody wants something else by now. The caller holds the stripe's lock.
-func (m *Memory) settleLocked(s *memStripe, c change) {
-	w := s.overlay[c.hash]
-	if w.cell != c.cell {
-		m.held.Add(-c.held)
-		w.held -= c.held
-		s.overlay[c.hash] = w
-		return
-	}
-	m.held.Add(-w.held) // what was held since the change was collected never reached ristretto
-	delete(s.overlay, c.hash)
-	if c.cell == nil {
-		return
-	}
-	s.cells--
-	if got, _ := m.store.Get(c.hash); got != c.cell {
-		c.cell.state.Or(stateDead)
-		m.policy.remove(c.cell)
-		m.lost.Add(1)
 	}
 }
 

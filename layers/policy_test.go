@@ -41,7 +41,7 @@ func (s *policySim) get(key int) (hit bool) {
 	}
 	c := &cell[int, int]{key: key}
 	c.owner, c.bytes = s.owner, 100
-	c.t.hard = 1 << 62
+	c.fresh = 1 << 62
 	c.t.hash = spread(key)
 	s.cells[key], s.keys[&c.cellHead] = &c.cellHead, key
 	for _, v := range s.p.add(&c.cellHead, nil) {
@@ -239,7 +239,7 @@ func TestSweepMissesNone(t *testing.T) {
 	dead := 0
 	for k, c := range s.cells {
 		if k%2 == 0 {
-			c.tail().hard = 1
+			c.fresh = 1
 			dead++
 		}
 	}

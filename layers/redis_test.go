@@ -166,7 +166,7 @@ type wire struct {
 	to  string
 	all sync.WaitGroup
 
-	cut        atomic.Bool  // what a client sends is passed on, its answer is not: the connection is closed instead
+	cut        atomic.Bool  // what a client sends next is passed on, its answer is not: the connection is closed instead
 	begun, ran atomic.Int32 // connections cut; of them, those whose commands have run
 
 	mu   sync.Mutex
@@ -226,7 +226,7 @@ func (w *wire) pass(c, s net.Conn, drained <-chan struct{}) {
 		if deaf {
 			continue
 		}
-		cut := w.cut.Load()
+		cut := w.cut.CompareAndSwap(true, false)
 		if cut {
 			w.begun.Add(1)
 			_ = c.Close() // first, so that no answer gets through

@@ -129,18 +129,20 @@ func TestUnknownClusterKeepsNobodyWaiting(t *testing.T) {
 
 // eachMaster visits every master once, also one that is unreachable, and a master that is gone from the cluster no more.
 func TestEachMasterVisitsAll(t *testing.T) {
-	kinds(t, func(t *testing.T, rdb redis.UniversalClient) {
-		r := openTier(t, rdb, RedisOptions{})
-		seen := make(chan string, 10)
-		r.eachMaster(t.Context(), func(ctx context.Context, m *master) {
-			require.NoError(t, m.do(ctx, redis.NewStatusCmd(ctx, "ping")))
-			seen <- m.id
+	for name, rdb := range kinds(t) {
+		t.Run(name, func(t *testing.T) {
+			r := openTier(t, rdb, RedisOptions{})
+			seen := make(chan string, 10)
+			r.eachMaster(t.Context(), func(ctx context.Context, m *master) {
+				require.NoError(t, m.do(ctx, redis.NewStatusCmd(ctx, "ping")))
+				seen <- m.id
+			})
+			want := 1
+			if r.cluster != nil {
+				want = 3
+			}
+			require.Len(t, seen, want)
+			require.EqualValues(t, want, r.Stats().RoundTrips, strconv.Itoa(want))
 		})
-		want := 1
-		if r.cluster != nil {
-			want = 3
-		}
-		require.Len(t, seen, want)
-		require.EqualValues(t, want, r.Stats().RoundTrips, strconv.Itoa(want))
-	})
+	}
 }

@@ -27,9 +27,6 @@ var errSpaceClosed = errors.New("layers: the space is closed")
 // longer than any value lives without a process that has its name open.
 const generationTime = 30 * 24 * time.Hour
 
-// maxGeneration is beyond every moment of a clock in microseconds, and the last number that Lua counts exactly.
-const maxGeneration = 1 << 53
-
 // Space is one cache's part of a Redis: its keys, its leases, its generation. All methods may be called concurrently.
 //
 // A method that sends scripts makes one round trip per master, however many keys it is given, and waits at most WriteTimeout of the Redis.
@@ -150,7 +147,7 @@ func (s *Space) agree(ctx context.Context, move bool) error {
 		return err
 	}
 	g := a.number(2)
-	if g <= 0 || g >= maxGeneration {
+	if g <= 0 || g >= exact {
 		return fmt.Errorf("layers: %q is no generation", fmt.Sprint(a.fields...))
 	}
 	s.ear.do(func() { s.adopt(uint64(g), move) })
@@ -169,7 +166,7 @@ func (s *Space) agree(ctx context.Context, move bool) error {
 // generation; 3 it puts it under the mark. Were Cleared first, a mark taken after it could stand for a value judged by the old generation.
 func (s *Space) adopt(g uint64, cleared bool) {
 	old := s.generation.Load()
-	if g <= old || g >= maxGeneration {
+	if g <= old || g >= exact {
 		return
 	}
 	s.generation.Store(g)

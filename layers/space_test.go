@@ -258,7 +258,7 @@ func TestClearedComesAfterTheGenerationMoved(t *testing.T) {
 		require.True(t, slices.IsSorted(seen))
 		require.Equal(t, s.generation.Load(), seen[1])
 		s.adopt(seen[0], true) // an event that comes late
-		s.adopt(maxGeneration, true)
+		s.adopt(exact, true)
 		require.Len(t, seen, 2)
 	})
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
 	"github.com/tiercache/tiercache"
 	"github.com/tiercache/tiercache/bloom"
 	"github.com/tiercache/tiercache/layers"

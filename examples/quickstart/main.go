@@ -44,7 +44,7 @@ func start() int {
 		fmt.Fprintln(os.Stderr, "quickstart:", err)
 		return 1
 	}
-	r.print(os.Stdout)
+	fmt.Print(r)
 	return 0
 }
 
@@ -60,7 +60,7 @@ func parseFlags(args []string, stderr io.Writer) (options, error) {
 	}
 	if f.NArg() > 0 {
 		err := fmt.Errorf("unexpected argument %q: quickstart takes flags only", f.Arg(0))
-		fmt.Fprintln(stderr, err)
+		_, _ = fmt.Fprintln(stderr, err)
 		f.Usage()
 		return options{}, err
 	}

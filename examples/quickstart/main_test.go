@@ -93,7 +93,8 @@ func TestRunNamesTheServerThatDoesNotAnswer(t *testing.T) {
 
 // A run that is interrupted ends with the error of its context, whatever it was doing, and leaves no temporary file.
 func TestRunStopsWhenInterrupted(t *testing.T) {
-	t.Setenv("TMPDIR", t.TempDir())
+	dir := t.TempDir()
+	t.Setenv("TMPDIR", dir)
 	for _, step := range []string{"building the products table", "one hot product, no cache", "absent products, four caches"} {
 		ctx, cancel := context.WithCancel(t.Context())
 		o := small()
@@ -105,7 +106,7 @@ func TestRunStopsWhenInterrupted(t *testing.T) {
 		})
 		_, err := run(ctx, o)
 		require.ErrorIs(t, err, context.Canceled, step)
-		left, err := os.ReadDir(os.TempDir())
+		left, err := os.ReadDir(dir)
 		require.NoError(t, err)
 		require.Empty(t, left, step)
 		cancel()

@@ -9,12 +9,13 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/tiercache/tiercache"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/tiercache/tiercache"
 )
 
 // longest is how long one measurement goes on starting requests, on a machine too slow for all of them.
-const longest = 5 * time.Second
+const longest = 3 * time.Second
 
 // row is one line of the table.
 type row struct {

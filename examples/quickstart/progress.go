@@ -28,7 +28,7 @@ type note struct{ bar *progressbar.ProgressBar }
 func (n *notes) step(what string, size int) *note {
 	n.close()
 	if !n.terminal {
-		fmt.Fprintln(n.w, what+" ...")
+		_, _ = fmt.Fprintln(n.w, what+" ...")
 		n.current = &note{bar: progressbar.DefaultSilent(int64(size))}
 		return n.current
 	}

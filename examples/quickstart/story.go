@@ -8,8 +8,9 @@ import (
 	"math/rand/v2"
 	"time"
 
-	"github.com/tiercache/tiercache"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/tiercache/tiercache"
 )
 
 // processes is how many caches play processes.

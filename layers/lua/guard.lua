@@ -78,10 +78,13 @@ end
 
 local function has(flags, bit) return math.floor(flags / bit) % 2 == 1 end
 
--- The envelope's header, of the whole value or of its first 68 bytes; nil if it is missing, truncated, foreign or of another format.
+-- The envelope's header, of the whole value or of its first 68 bytes; nil if it is missing, truncated, foreign, of another format, or stored
+-- at a moment that no clock gives.
 local function header(s)
   if not s or #s < 68 or string.sub(s, 1, 3) ~= 'tc\1' then return nil end
-  return { flags = string.byte(s, 4), generation = number(s, 9), stored = number(s, 17), soft = number(s, 25), hard = number(s, 33) }
+  local stored = number(s, 17)
+  if stored == 0 or stored >= 9007199254740992 then return nil end -- 2^53
+  return { flags = string.byte(s, 4), generation = number(s, 9), stored = stored, soft = number(s, 25), hard = number(s, 33) }
 end
 
 local function peek(key)
