@@ -88,10 +88,11 @@ func (c *Cache[K, V]) fly(ctx context.Context, key K, id string, why cause) (ans
 
 // cause is what a rebuild knows of its reason.
 type cause struct {
-	asked   bool  // Redis was asked and has nothing
-	seen    int64 // stored-at of the copy in Redis that the rebuild replaces although it may look fresh; 0: none
-	marked  bool  // Redis holds the marker of an announced row: do not ask the filter, do not store "absent"
-	refresh bool  // asked for by Refresh
+	asked   bool      // Redis was asked and has nothing
+	seen    int64     // stored-at of the copy in Redis that the rebuild replaces although it may look fresh; 0: none
+	marked  bool      // Redis holds the marker of an announced row: do not ask the filter, do not store "absent"
+	refresh bool      // asked for by Refresh
+	begun   time.Time // when Refresh began; zero for others
 }
 
 // fromMemory is step 1: what memory may answer although it is not fresh and trusted. A trusted copy past its soft end, younger than

@@ -129,7 +129,7 @@ func (c *Cache[K, V]) encoded(ctx context.Context, claim *claim[K, V], e layers.
 		lives = layers.Lives{}
 	}
 	if lives.Hard <= 0 {
-		c.local.Kill(claim.key, claim.mark)
+		c.local.Kill(claim.key, claim.mark, claim.why.begun)
 		if claim.why.refresh || claim.hasStale { // what the load did not replace must not stay
 			_ = c.invalidateShared(ctx, layers.Once, layers.NewToken(), []string{claim.id})
 		} else {
@@ -196,7 +196,7 @@ func (c *Cache[K, V]) afterAlone(key K, id string, alone alone, e layers.Entry[V
 	e.Cap(alone.cut)
 	switch {
 	case !stored:
-		c.local.Kill(key, alone.mark)
+		c.local.Kill(key, alone.mark, alone.why.begun)
 	case c.shared != nil:
 		c.keepDoubtful(key, e, alone.mark)
 	default:

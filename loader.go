@@ -213,7 +213,7 @@ func alive[V any](e *layers.Entry[V], l layers.Lives) bool {
 func (c *Cache[K, V]) keep(key K, e layers.Entry[V], mark layers.Mark, why cause) {
 	e = c.inward(e)
 	if why.refresh {
-		c.local.Supersede(key, e, mark)
+		c.local.Supersede(key, e, mark, why.begun)
 		return
 	}
 	c.local.Put(key, e, mark)

@@ -109,6 +109,31 @@ func TestRefreshOvertakenByASetLeavesItAlone(t *testing.T) {
 	})
 }
 
+func TestRefreshReplacesWhateverHappensToOtherKeys(t *testing.T) {
+	// Marks are per stripe of keys: while Refresh loads, every stripe's mark is moved by writes of other keys. What Refresh returned is what the
+	// next Get returns all the same, be it from the source: the copy from before Refresh is gone.
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource(map[string]string{"k": "old"})
+		c := openAlone(t, s, nil)
+		wantValue(t, c, "k", "old")
+		pass(time.Second)
+		s.write("k", "new")
+		reached, resume := s.overtaken()
+		ended := make(chan string, 1)
+		go func() {
+			value, err := c.Refresh(t.Context(), "k")
+			ended <- fmt.Sprint(value, err)
+		}()
+		<-reached
+		for i := range 3000 {
+			require.NoError(t, c.Invalidate(t.Context(), fmt.Sprint("other ", i)))
+		}
+		resume()
+		require.Equal(t, "new<nil>", <-ended)
+		wantValue(t, c, "k", "new")
+	})
+}
+
 func TestRefreshEndsWithItsCaller(t *testing.T) {
 	// P9: whoever waits for a Refresh leaves at its own end; the load goes on and is kept.
 	synctest.Test(t, func(t *testing.T) {

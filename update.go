@@ -239,7 +239,7 @@ func (c *Cache[K, V]) Refresh(ctx context.Context, key K) (V, error) {
 	if err != nil {
 		return *new(V), err
 	}
-	why := cause{refresh: true}
+	why := cause{refresh: true, begun: time.Now()}
 	if c.askable(id) {
 		if found, err := c.shared.Get(ctx, id, c.local.Mark(key)); err == nil {
 			why.seen, why.marked = found.Stored, found.Kind == layers.Marker

@@ -4,7 +4,7 @@ import "time"
 
 // Reach is how long before a scan's beginning announcements are still added to the filter that is built from it: a row announced
 // before the scan may commit after the scan has passed its place, or not yet be on the replica that is scanned. So an announced row
-// must commit, and reach the replica that is scanned, within Reach of its last announcement. A minute is protection.md's allowance
+// must commit, and reach the replica that is scanned, within Reach of its last announcement. A minute is an allowance
 // for a replica's lag, and twice the time for which an Update keeps an announced key's window open (30 s).
 const Reach = time.Minute
 

@@ -45,6 +45,7 @@ type Store interface {
 type State uint8
 
 const (
+	// Unbuilt and the others, in the order in which a guard usually meets them.
 	Unbuilt  State = iota // there never was a filter here: everything passes
 	Believed              // what the filter says is absent is absent
 	Lagging               // the announcements were not read for MaxLag: everything passes until CatchUp succeeds

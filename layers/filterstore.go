@@ -28,7 +28,7 @@ import (
 const (
 	// filterLife is how long both outlive the last process that renewed them: a fleet stopped for a night finds its filter again.
 	filterLife = 24 * time.Hour
-	// filterStreamMax is how many announcements are kept, by protection.md §1.3: about a quarter of an hour at 1,000 rows a second.
+	// filterStreamMax is how many announcements are kept: about a quarter of an hour at 1,000 rows a second.
 	filterStreamMax = 1_000_000
 	// filterPage is how many announcements travel in one round trip. Chosen; not tuned.
 	filterPage = 1000

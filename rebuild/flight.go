@@ -41,6 +41,7 @@ type flightStripe[R any] struct {
 type call[R any] struct {
 	stripe *flightStripe[R]
 	key    string
+	behind bool // begun by Start: nobody has to wait for it
 	leave  func()
 	once   sync.Once
 	done   chan struct{}
@@ -67,7 +68,7 @@ func (f *Flight[R]) Do(ctx context.Context, key string, fn func(context.Context)
 	if ctx.Err() != nil {
 		return r, false, ended(ctx)
 	}
-	c, led, err := f.enter(ctx, key, fn)
+	c, led, err := f.enter(ctx, key, false, fn)
 	if err != nil {
 		return r, false, err
 	}
@@ -82,11 +83,11 @@ func (f *Flight[R]) Start(ctx context.Context, key string, fn func(context.Conte
 	if s.busy.Load() > 0 && s.runs(key) {
 		return false
 	}
-	_, led, err := f.enter(ctx, key, fn)
+	_, led, err := f.enter(ctx, key, true, fn)
 	return led && err == nil
 }
 
-// Join waits as Do does, but only for a call that is under way: where there is none, ok is false at once, without a lock as long as
+// Join waits as Do does, but only for a call that is under way and that Start did not begin: where there is none, ok is false at once, without a lock as long as
 // none of the keys on the same stripe has one. It joins nothing after Close.
 func (f *Flight[R]) Join(ctx context.Context, key string) (r R, ok bool, err error) {
 	c, ok := f.Running(key)
@@ -97,7 +98,8 @@ func (f *Flight[R]) Join(ctx context.Context, key string) (r R, ok bool, err err
 	return r, true, err
 }
 
-// Running returns the call of key that is under way, for the caller to wait for; false if there is none, and after Close.
+// Running returns the call of key that is under way, for the caller to wait for; false if there is none that callers wait for, and after
+// Close. One that Start began does not count: who asks may have something to answer meanwhile.
 func (f *Flight[R]) Running(key string) (*Call[R], bool) {
 	s := f.stripe(key)
 	if s.busy.Load() == 0 || f.work.closed.Load() {
@@ -106,7 +108,7 @@ func (f *Flight[R]) Running(key string) (*Call[R], bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	shared := s.running[key]
-	if shared == nil {
+	if shared == nil || shared.behind {
 		return nil, false
 	}
 	return s.hold(shared, false), true
@@ -116,7 +118,7 @@ func (f *Flight[R]) Running(key string) (*Call[R], bool) {
 // its keys that nobody else rebuilds. A leader MUST Finish every call that it leads, on every way out, for others wait for it: Batch
 // sees to that. After Close, led is false and the call's answer is ErrClosed.
 func (f *Flight[R]) Lead(key string) (c *Call[R], led bool) {
-	c, led, err := f.enter(context.Background(), key, nil)
+	c, led, err := f.enter(context.Background(), key, false, nil)
 	if err != nil {
 		over := &call[R]{done: make(chan struct{}), err: err}
 		close(over.done)
@@ -180,7 +182,7 @@ func (f *Flight[R]) stripe(key string) *flightStripe[R] {
 }
 
 // enter joins the call of key that is under way, or makes one: led then, run by fn or, if fn is nil, finished by its leader.
-func (f *Flight[R]) enter(ctx context.Context, key string, fn func(context.Context) (R, error)) (c *Call[R], led bool, err error) {
+func (f *Flight[R]) enter(ctx context.Context, key string, behind bool, fn func(context.Context) (R, error)) (c *Call[R], led bool, err error) {
 	if f.work.closed.Load() {
 		return nil, false, ErrClosed
 	}
@@ -194,7 +196,7 @@ func (f *Flight[R]) enter(ctx context.Context, key string, fn func(context.Conte
 	if err != nil {
 		return nil, false, err
 	}
-	shared := &call[R]{stripe: s, key: key, leave: leave, done: make(chan struct{})}
+	shared := &call[R]{stripe: s, key: key, behind: behind, leave: leave, done: make(chan struct{})}
 	s.running[key] = shared
 	s.busy.Add(1)
 	if fn != nil {

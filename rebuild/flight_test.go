@@ -217,7 +217,7 @@ func TestJoinWaitsOnlyForACallUnderWay(t *testing.T) {
 		_, ok, err := f.Join(t.Context(), "k")
 		require.False(t, ok)
 		require.NoError(t, err)
-		require.True(t, f.Start(t.Context(), "k", when(gate, 7)))
+		background(t.Context(), f, "k", when(gate, 7))
 		go func() {
 			pass(time.Second)
 			close(gate)
@@ -226,6 +226,25 @@ func TestJoinWaitsOnlyForACallUnderWay(t *testing.T) {
 		require.Equal(t, answer{7, true, nil}, answer{value, ok, err})
 		_, ok, _ = f.Join(t.Context(), "k")
 		require.False(t, ok)
+		closeFlight(t, f)
+	})
+}
+
+func TestCallBegunBehindIsJoinedOnlyByThoseWhoNeedIt(t *testing.T) {
+	// A call that Start began is not there for Join and Running, whose callers may have something to answer; Do and Lead share it, so
+	// that no second one runs.
+	synctest.Test(t, func(t *testing.T) {
+		f, gate := NewFlight[int](), make(chan struct{})
+		require.True(t, f.Start(t.Context(), "k", when(gate, 7)))
+		_, ok, _ := f.Join(t.Context(), "k")
+		require.False(t, ok)
+		_, ok = f.Running("k")
+		require.False(t, ok)
+		got := background(t.Context(), f, "k", never(t))
+		_, led := f.Lead("k")
+		require.False(t, led)
+		close(gate)
+		require.Equal(t, answer{7, true, nil}, <-got)
 		closeFlight(t, f)
 	})
 }
