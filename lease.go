@@ -173,8 +173,11 @@ func (c *Cache[K, V]) fillMany(ctx context.Context, fills []layers.Fill) []layer
 //  2. B's flight keeps the key and ends.
 //  3. A begins a flight: without a second look it loads again.
 func (c *Cache[K, V]) beforeAlone(key K, id string, why cause) (a answer[V], done bool, err error) {
-	if copied, ok := c.local.Look(key); ok && !why.refresh && copied.Fresh(time.Now()) && copied.Young && (copied.Trusted || c.shared != nil) {
-		return answer[V]{Entry: copied.Entry, tier: Memory}, true, nil
+	if copied, ok := c.local.Look(key); ok && !why.refresh && copied.Fresh(time.Now()) && copied.Young {
+		// Where Redis answers but takes nothing (full, read-only), a copy of before a gap may be one that was invalidated meanwhile.
+		if copied.Trusted || c.shared != nil && (copied.Heard || !c.shared.Reachable(id)) {
+			return answer[V]{Entry: copied.Entry, tier: Memory}, true, nil
+		}
 	}
 	if c.shared == nil && c.backOff.Blocked(id) {
 		c.count.backOffs.Add(1)

@@ -42,6 +42,7 @@ type Cache[K comparable, V any] struct {
 
 	count  counters
 	closed atomic.Bool
+	heard  atomic.Bool // the bus has been heard once: from now on silence is a gap
 
 	chores     chan struct{} // a chore is waiting; room for one
 	newFilter  atomic.Bool   // the chore: fetch the snapshot that another process stored
@@ -160,7 +161,9 @@ func (c *Cache[K, V]) events() layers.Events {
 
 // told tells of the bus: up, or events may be missed.
 func (c *Cache[K, V]) told(up bool) {
-	if !up {
+	if up {
+		c.heard.Store(true)
+	} else if c.heard.Load() {
 		c.count.busGaps.Add(1)
 	}
 	if c.o.Hooks.Bus != nil {
@@ -244,7 +247,9 @@ func (c *Cache[K, V]) shut() error {
 	if c.shared != nil {
 		c.stop()
 		<-c.idle
-		if n := c.pending.Len(); n > 0 {
+		if c.pending.Overflowed() {
+			errs = append(errs, fmt.Errorf("tiercache: close %q: a Clear, or more invalidations than could be kept, never reached Redis", c.o.Name))
+		} else if n := c.pending.Len(); n > 0 {
 			errs = append(errs, fmt.Errorf("tiercache: close %q: %d invalidations never reached Redis", c.o.Name, n))
 		}
 		c.shared.Close()

@@ -27,7 +27,7 @@ type Stats struct {
 
 	SharedErrors uint64 // calls of Redis that failed or ran out of their budget
 	EncodeErrors uint64 // values that could not be encoded or were too large: kept in memory only
-	DecodeErrors uint64 // entries in Redis that could not be read: rebuilt
+	DecodeErrors uint64 // reads of an entry in Redis that could not be understood; it is rebuilt
 	BusGaps      uint64 // times events may have been missed, and memory was asked again
 
 	Invalidations uint64 // keys invalidated by calls in this process

@@ -49,8 +49,11 @@ type wire struct {
 	stops []*stop
 }
 
-// operation is one command: what it is and, where the test may want to know, on which Redis key.
-type operation struct{ name, key string }
+// operation is one command: what it is and, of a script, its first key and the arguments behind the keys.
+type operation struct {
+	name, key string
+	argv      []any
+}
 
 // stop is a place at which a process is held: before an operation is sent, after it was answered, or between two of one pipeline.
 type stop struct {
@@ -191,6 +194,20 @@ func (w *wire) count(name string, id ...string) (n int) {
 	return n
 }
 
+// last returns the newest operation of a name; its zero value if there is none.
+func (w *wire) last(name string) (last operation) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, ops := range w.trips {
+		for _, o := range ops {
+			if o.name == name {
+				last = o
+			}
+		}
+	}
+	return last
+}
+
 // operations names the commands of a pipeline.
 func (w *wire) operations(cmds []redis.Cmder) []operation {
 	ops := make([]operation, len(cmds))
@@ -218,6 +235,9 @@ func (w *wire) operation(cmd redis.Cmder) operation {
 			o.key = *key
 		default:
 			o.key = fmt.Sprint(key)
+		}
+		if keys, ok := args[2].(int); ok {
+			o.argv = args[3+keys:]
 		}
 		if name == "generation" && len(args) > 5 && fmt.Sprint(args[5]) == "1" {
 			o.name = "clear"

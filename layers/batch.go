@@ -32,6 +32,7 @@ type request struct {
 	sent time.Time // of this process's clock, before the request was sent
 	keep bool      // false: it came by a detour, and must not be kept in memory
 
+	shared     bool      // somebody joined; guarded by gets.mu until the answer is there
 	decodeOnce sync.Once // for the decoding, done once for all who share the reply
 	decoded    any
 
@@ -170,6 +171,7 @@ func (m *master) askMany(keys []string, marks []Mark, ways []way, out []*request
 // joinLocked returns the request for key that is under way under an equal mark, or nil.
 func (g *gets) joinLocked(key string, mark Mark) *request {
 	if q := g.under[key]; q != nil && q.mark == mark {
+		q.shared = true
 		return q
 	}
 	return nil

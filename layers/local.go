@@ -268,12 +268,16 @@ func (l *Local[K, V]) hash(key K) (uint64, string) {
 type Copy[V any] struct {
 	Entry[V]
 	Trusted bool // no gap of the bus since it was put
+	Heard   bool // as Trusted, for a copy that is in doubt for another reason: events are heard, without a gap since it was put
 	Young   bool // before the end of the local tier's own TTL
 }
 
 // Look returns the key's copy before its hard end, trusted or not: for stale answers, and for what is answered while Redis or the source
 // fails.
 func (l *Local[K, V]) Look(key K) (Copy[V], bool) {
+	if l.o.TTL <= 0 {
+		return Copy[V]{}, false
+	}
 	h, id := l.hash(key)
 	c := l.mine(l.front.get(h), h, key, id)
 	if c == nil || !c.alive() {
@@ -285,9 +289,11 @@ func (l *Local[K, V]) Look(key K) (Copy[V], bool) {
 	}
 	c.use(c.state.Load())
 	_, young := c.ends()
+	word := l.own.trust.Load()
 	return Copy[V]{
 		Entry:   c.entry(l.clock),
-		Trusted: c.trust == l.own.trust.Load(),
+		Trusted: c.trust == word,
+		Heard:   word&wordDeaf == 0 && c.trust>>wordShift == word>>wordShift,
 		Young:   now < young,
 	}, true
 }

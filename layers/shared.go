@@ -135,16 +135,27 @@ func (s *Shared[V]) reading(ctx context.Context, id string, q *request) Reading[
 	if q.raw == "" {
 		return Reading[V]{}
 	}
+	if !q.shared {
+		d := s.decode(id, q.raw, q.sent, q.now)
+		d.Keep = q.keep
+		return s.judged(ctx, &d)
+	}
 	q.decodeOnce.Do(func() {
 		d := s.decode(id, q.raw, q.sent, q.now)
 		d.Keep = q.keep
-		q.decoded = d
+		q.decoded = &d
 	})
 	d, ok := q.decoded.(*decoded[V])
 	if !ok { // a name is open once per Redis, so there is one V; were there two, each would decode for itself
-		d = s.decode(id, q.raw, q.sent, q.now)
-		d.Keep = q.keep
+		own := s.decode(id, q.raw, q.sent, q.now)
+		own.Keep = q.keep
+		d = &own
 	}
+	return s.judged(ctx, d)
+}
+
+// judged is what d means under the generation that this process knows, a greater one confirmed first.
+func (s *Shared[V]) judged(ctx context.Context, d *decoded[V]) Reading[V] {
 	known := s.generation.Load()
 	if d.generation > known {
 		known, _ = s.confirm(ctx, d.generation)
@@ -174,9 +185,9 @@ func (d *decoded[V]) judge(known uint64) Reading[V] {
 }
 
 // decode takes a value key's content apart. It never fails: what cannot be read is foreign.
-func (s *Shared[V]) decode(id, raw string, sent time.Time, now int64) *decoded[V] {
+func (s *Shared[V]) decode(id, raw string, sent time.Time, now int64) decoded[V] {
 	e, err := parseEnvelope(raw)
-	d := &decoded[V]{Reading: Reading[V]{Kind: Foreign, Stored: e.stored}, generation: e.generation}
+	d := decoded[V]{Reading: Reading[V]{Kind: Foreign, Stored: e.stored}, generation: e.generation}
 	switch {
 	case err != nil || !e.of(id):
 		return d
@@ -199,10 +210,12 @@ func (s *Shared[V]) decode(id, raw string, sent time.Time, now int64) *decoded[V
 		Size:    len(e.payload),
 	}
 	if !d.Absent {
-		if e.codec != s.codec.ID() || decode(s.codec, e.payload, &d.Entry.Value) != nil {
+		v := new(V) // of its own, since the codec may let it escape
+		if e.codec != s.codec.ID() || decode(s.codec, e.payload, v) != nil {
 			d.Entry = Entry[V]{}
 			return d
 		}
+		d.Value = *v
 	}
 	d.Kind = Value
 	return d

@@ -157,7 +157,7 @@ func TestAReplyIsDecodedOnce(t *testing.T) {
 	e.codec, e.payload = JSON.ID(), `"v"`
 	e.soft -= 30_000
 	sent := time.Now()
-	q := &request{raw: e.String(), now: e.stored + 1000, sent: sent, keep: true}
+	q := &request{raw: e.String(), now: e.stored + 1000, sent: sent, keep: true, shared: true}
 	for range 5 {
 		got := s.reading(t.Context(), w.id, q)
 		require.Equal(t, Reading[string]{Entry: Entry[string]{

@@ -96,6 +96,9 @@ func (s *Space) Name() string { return s.o.Name }
 
 // Reachable reports whether the master of id's slot is not known to be unreachable. It is cheap and never waits.
 func (s *Space) Reachable(id string) bool {
+	if s.r.cluster == nil { // one master, whatever the key
+		return s.r.reachable("")
+	}
 	key, err := s.valueKey(id)
 	return err == nil && s.r.reachable(key)
 }
