@@ -16,47 +16,59 @@
 //	    its lease; one more load within LeaseTime after it died. Without Redis: once a process, never more at once than the gate.
 //	    Limits: a guard evicted by Redis, a holder paused past its lease, and a load that began in a delete window and outlived it each
 //	    let one more load begin.
-//	    PROMISE1
+//	    TestOneLoadPerKeyInTheFleet, TestWaitersAreWokenByTheEvent, TestDeadHolderIsReplacedWithinTheLease,
+//	    TestRenewedLeaseOutlivesLongLoads, TestStampedeLoadsOnce, TestLoadsWithoutRedisAreOncePerProcessAndGated
 //	P2  After Invalidate, Update or Set returned nil, nothing loaded before is stored in Redis, nor answered to a Get that begins
 //	    afterwards: in this process at once, in another once the event arrived there.
 //	    Limits: with the bus silent, until MemoryTTL, longer only for answers marked stale while Redis or the source fails. A Get that
 //	    waits already may be given the older value. After a failover that lost the invalidation: not in this release. DeleteWindow must
 //	    be longer than the lag of the replicas that the loader reads.
-//	    PROMISE2
+//	    TestOlderLoadIsRefusedAfterInvalidate, TestDeleteBetweenFillAndPutIsNotKept, TestRefusedFillIsNotKeptInMemory,
+//	    TestReadBeforeAnEventIsNotKept, TestSetIsNotOvertakenByAnOlderLoad, TestInvalidateOvertakesASet,
+//	    TestClearRefusesWhatWasLoadedBefore, TestUpdateIsSeenByAll, TestProtocol
 //	P3  A Get that begins after Invalidate, Update or Set returned, nil or error, joins no older load. Limit: in the same process.
-//	    PROMISE3
+//	    TestGetAfterInvalidateDoesNotJoinOlderLoad, TestFlightBegunInsideInvalidateIsNotJoined,
+//	    TestLoadBegunBeforeAWriteIsNeitherKeptNorJoined
 //	P4  A crash anywhere in Update leaves staleness of at most DeleteWindow plus the replica lag after the commit; nobody has to do
 //	    anything. Limits: Redis took the first delete; the commit takes effect within 30 s of the last renewal. A crash between a commit
 //	    and a plain Invalidate leaves the old value for its TTL.
-//	    PROMISE4
+//	    TestCrashInUpdateLeavesOneDeleteWindow, TestFillFromInsideTheWindowDoesNotOutliveIt,
+//	    TestWhatIsLoadedInsideTheDeleteWindowIsGoneByItsEnd
 //	P5  A gap in the events is noticed: by a lost connection at once, by silence within 2 s, by a missing number within 6 s. From then
 //	    on memory put before it is asked again from Redis.
-//	    PROMISE5
+//	    TestMissedEventIsNoticed, TestLostConnectionIsDeafUntilTheSubscriptionStandsAgain, TestSkippedNumberIsNoticed,
+//	    TestMissedEventIsNoticedOnAFullRedis
 //	P6  Not found is a result: kept for AbsentTTL, removed by Set, Announce and Invalidate. The filter's "absent" is never kept.
 //	    Limit: a row that is inserted without Announce, Update or Invalidate is not found until AbsentTTL, or, with a filter, its next build.
-//	    PROMISE6
+//	    TestNotFoundIsAResult, TestInsertAfterNotFoundIsSeen, TestFilterAnswerIsNotKept, TestAnnouncedRowIsFoundEverywhere,
+//	    TestFleetNeverCallsAnInsertedRowAbsent
 //	P7  Redis down, hung, read-only, full or flushed: Get goes on answering from memory, stale, or by loads behind the gate; a Redis error
 //	    is never returned from Get. Invalidations are queued (10,000 keys, then all), the caller is told by ErrPending, and a queued key is
 //	    not read from Redis before its invalidation got there. Limit: the queue dies with its process.
-//	    PROMISE7
+//	    TestRedisKilledReadsGoOn, TestRedisHungReadsGoOn, TestReadOnlyRedis, TestFullRedis, TestFlushedRedis,
+//	    TestQueuedInvalidationIsReplayedBeforeTheKeyIsRead, TestPendingOverflowMovesTheGeneration, TestDoubtfulMemoryIsAskedAgain
 //	P8  Source down: the stale copy is answered up to MaxStale, counted (Stats.StaleErrors) and told to Hooks; then a *LoadError with the
 //	    cause. A key that failed twice in a row rests for 100 ms, doubled up to 1 s.
-//	    PROMISE8
+//	    TestStaleIfErrorUpToMaxStale, TestStaleIsAnsweredWhileTheSourceFails, TestFailingKeyBacksOffFromTheSecondFailure,
+//	    TestSharedBackOff
 //	P9  A cancelled or expired caller leaves at once and harms no one else; a panic or Goexit of a loader is an error for those who wait
 //	    and harms no one else.
-//	    PROMISE9
+//	    TestCancelledCallerHarmsNoOne, TestLoaderPanicHarmsNoOneElse, TestCallersLeaveAtTheirOwnEndAndTheLoadGoesOn,
+//	    TestLoaderThatPanicsOrEndsItsGoroutineHarmsNobody
 //	P10 What cannot be read in Redis (truncated, foreign, of another schema, too large) is a miss that repairs itself once.
-//	    PROMISE10
+//	    TestUnreadableEntryIsRepairedOnce, FuzzParseEnvelope
 //	P11 Everything is bounded: bytes, goroutines, queues, waiters; nothing in Redis is without expiry. Close is idempotent and leaves no
 //	    goroutine behind but loaders that ignore their context, which its error counts; calls after it return ErrClosed.
-//	    PROMISE11
+//	    TestMemoryAndQueuesAreBounded, TestNothingInRedisIsWithoutExpiry, TestCloseWithRedis, TestCloseUnderTraffic,
+//	    TestEveryCallAfterCloseIsErrClosed
 //	P12 A key or value from outside does no harm: keys are escaped, those over 200 bytes are hashed and compared in full, over 8 KiB refused;
 //	    encoded values are limited to 1 MiB; keys do not appear in error texts, hooks or logs.
-//	    PROMISE12
+//	    TestHostileKeysAreHarmless, TestValueTooLargeStaysInMemory, TestErrorTextsHoldNoKeys, TestMarkersAreNotValues,
+//	    FuzzEscapeIsInjective
 //	P13 A life is what it says: jitter only shortens, to the millisecond; memory never outlives what Redis kept; nothing depends on two
 //	    machines' clocks agreeing. Limits: Redis itself expires by its master's clock, so a failover to a slower one lengthens lives by
 //	    the difference; within 5 ms after a process was stopped and continued an entry may be answered past its end.
-//	    PROMISE13
+//	    TestMemoryNeverOutlivesRedis, TestLivesInRedis, TestLivesAreExact, TestJitterOnlyShortensAndSpreads, TestExpiryIsExact
 //
 // # Keys
 //

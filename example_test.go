@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"time"
 
@@ -486,4 +487,69 @@ func ExampleOptions_keyString() {
 	fmt.Println(cache.Get(context.Background(), place{"Main Street", "7b"}))
 	// Output:
 	// 11 <nil>
+}
+
+func ExampleTier_String() {
+	fmt.Println(tiercache.Memory, tiercache.Shared, tiercache.Source)
+	// Output: memory shared source
+}
+
+func ExampleErrPending() {
+	// A service that wants to know whether every process heard of its write looks for ErrPending; the write itself is done.
+	tell := func(err error) {
+		switch {
+		case errors.Is(err, tiercache.ErrPending):
+			fmt.Println("done; other processes will know once Redis can be reached")
+		case errors.Is(err, tiercache.ErrNilContext):
+			fmt.Println("a mistake in the program")
+		case err == nil:
+			fmt.Println("done")
+		}
+	}
+	cache := openProducts(newProducts())
+	defer func() { _ = cache.Close() }()
+	tell(cache.Invalidate(context.Background(), 1))
+	// Output: done
+}
+
+func ExampleErrGoexit() {
+	cache, err := tiercache.New(tiercache.Options[int64, string]{
+		Name: "products",
+		Load: func(context.Context, int64) (string, error) { runtime.Goexit(); return "", nil },
+	})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer func() { _ = cache.Close() }()
+	_, err = cache.Get(context.Background(), 1)
+	fmt.Println(errors.Is(err, tiercache.ErrGoexit))
+	// Output: true
+}
+
+func ExampleEntry() {
+	cache := openProducts(newProducts())
+	defer func() { _ = cache.Close() }()
+	var entry tiercache.Entry[string]
+	for range 2 {
+		entry, _ = cache.GetEntry(context.Background(), 1)
+		fmt.Println(entry.Value, entry.Stale, entry.Tier)
+	}
+	// Output:
+	// database: read 1
+	// anvil false source
+	// anvil false memory
+}
+
+func ExampleStats() {
+	cache := openProducts(newProducts())
+	defer func() { _ = cache.Close() }()
+	var before tiercache.Stats = cache.Stats()
+	_, _ = cache.Get(context.Background(), 1)
+	_, _ = cache.Get(context.Background(), 1)
+	after := cache.Stats()
+	fmt.Println(after.Loads-before.Loads, "load,", after.MemoryHits-before.MemoryHits, "hit")
+	// Output:
+	// database: read 1
+	// 1 load, 1 hit
 }

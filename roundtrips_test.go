@@ -63,34 +63,70 @@ func TestRoundTrips(t *testing.T) {
 			trips int
 			sent  sent
 		}{
-			{"memory hit", a, func(t *testing.T, key string) { requireGet(t, a, key, "row") },
-				func(t *testing.T, key string) { requireGet(t, a, key, "row") }, 0, sent{}},
-			{"redis hit", a, func(t *testing.T, key string) { requireGet(t, b, key, "row") },
-				func(t *testing.T, key string) { requireGet(t, a, key, "row") }, 1, sent{"mget": 1}},
-			{"rebuild", a, nil,
-				func(t *testing.T, key string) { requireGet(t, a, key, "row") }, 3, sent{"mget": 1, "acquire": 1, "fill": 1}},
-			{"rebuild of an absent row", a, nil,
-				func(t *testing.T, key string) { requireAbsent(t, a, "no "+key) }, 3, sent{"mget": 1, "acquire": 1, "fill": 1}},
-			{"redis says not found", a, func(t *testing.T, key string) { requireAbsent(t, b, "no "+key) },
-				func(t *testing.T, key string) { requireAbsent(t, a, "no "+key) }, 1, sent{"mget": 1}},
-			{"filter says not found", f, nil,
-				func(t *testing.T, key string) { requireAbsent(t, f, "no "+key) }, 1, sent{"mget": 1}},
+			{
+				"memory hit", a, func(t *testing.T, key string) { requireGet(t, a, key, "row") },
+				func(t *testing.T, key string) { requireGet(t, a, key, "row") }, 0,
+				sent{},
+			},
+			{
+				"redis hit", a, func(t *testing.T, key string) { requireGet(t, b, key, "row") },
+				func(t *testing.T, key string) { requireGet(t, a, key, "row") }, 1,
+				sent{"mget": 1},
+			},
+			{
+				"rebuild", a, nil,
+				func(t *testing.T, key string) { requireGet(t, a, key, "row") }, 3,
+				sent{"mget": 1, "acquire": 1, "fill": 1},
+			},
+			{
+				"rebuild of an absent row", a, nil,
+				func(t *testing.T, key string) { requireAbsent(t, a, "no "+key) }, 3,
+				sent{"mget": 1, "acquire": 1, "fill": 1},
+			},
+			{
+				"redis says not found", a, func(t *testing.T, key string) { requireAbsent(t, b, "no "+key) },
+				func(t *testing.T, key string) { requireAbsent(t, a, "no "+key) }, 1,
+				sent{"mget": 1},
+			},
+			{
+				"filter says not found", f, nil,
+				func(t *testing.T, key string) { requireAbsent(t, f, "no "+key) }, 1,
+				sent{"mget": 1},
+			},
 			{"failed load", a, nil, func(t *testing.T, _ string) { fails(t, a) }, 3, sent{"mget": 1, "acquire": 1, "release": 1}},
-			{"set", a, nil, func(t *testing.T, key string) { require.NoError(t, a.Set(t.Context(), key, "row")) },
-				2, sent{"invalidate": 1, "fill": 1}},
-			{"update", a, nil, func(t *testing.T, key string) { require.NoError(t, a.Update(t.Context(), key, write)) },
-				2, sent{"invalidate": 2}},
-			{"invalidate", a, nil, func(t *testing.T, key string) { require.NoError(t, a.Invalidate(t.Context(), key)) },
-				1, sent{"invalidate": 1}},
-			{"announce", a, nil, func(t *testing.T, key string) { require.NoError(t, a.Announce(t.Context(), key)) },
-				1, sent{"invalidate": 1}},
-			{"announce with a filter", f, nil, func(t *testing.T, key string) { require.NoError(t, f.Announce(t.Context(), key)) },
-				2, sent{"xadd": 1, "invalidate": 1}},
-			{"refresh", a, func(t *testing.T, key string) { requireGet(t, a, key, "row") },
+			{
+				"set", a, nil, func(t *testing.T, key string) { require.NoError(t, a.Set(t.Context(), key, "row")) },
+				2,
+				sent{"invalidate": 1, "fill": 1},
+			},
+			{
+				"update", a, nil, func(t *testing.T, key string) { require.NoError(t, a.Update(t.Context(), key, write)) },
+				2,
+				sent{"invalidate": 2},
+			},
+			{
+				"invalidate", a, nil, func(t *testing.T, key string) { require.NoError(t, a.Invalidate(t.Context(), key)) },
+				1,
+				sent{"invalidate": 1},
+			},
+			{
+				"announce", a, nil, func(t *testing.T, key string) { require.NoError(t, a.Announce(t.Context(), key)) },
+				1,
+				sent{"invalidate": 1},
+			},
+			{
+				"announce with a filter", f, nil, func(t *testing.T, key string) { require.NoError(t, f.Announce(t.Context(), key)) },
+				2,
+				sent{"xadd": 1, "invalidate": 1},
+			},
+			{
+				"refresh", a, func(t *testing.T, key string) { requireGet(t, a, key, "row") },
 				func(t *testing.T, key string) {
 					_, err := a.Refresh(t.Context(), key)
 					require.NoError(t, err)
-				}, 3, sent{"mget": 1, "acquire": 1, "fill": 1}},
+				}, 3,
+				sent{"mget": 1, "acquire": 1, "fill": 1},
+			},
 		} {
 			t.Run(path.name, func(t *testing.T) {
 				key := redistest.Name(t)

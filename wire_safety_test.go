@@ -88,7 +88,11 @@ func TestUnreadableEntryIsRepairedOnce(t *testing.T) {
 			"not JSON":          set(func(raw []byte) []byte { return append(raw[:68], "{{{"...) }),
 			"oversized":         set(func(raw []byte) []byte { return append(raw, bytes.Repeat([]byte{' '}, 1<<20)...) }),
 			"a list":            list,
-			"a list as guard":   func(t *testing.T, at string) { t.Helper(); require.NoError(t, rdb.Del(t.Context(), at).Err()); list(t, at+":g") },
+			"a list as guard": func(t *testing.T, at string) {
+				t.Helper()
+				require.NoError(t, rdb.Del(t.Context(), at).Err())
+				list(t, at+":g")
+			},
 			"garbage as guard": func(t *testing.T, at string) {
 				t.Helper()
 				require.NoError(t, rdb.Del(t.Context(), at).Err())
