@@ -2,11 +2,7 @@ package tiercache_test
 
 import (
 	"context"
-	"crypto/sha1" //nolint:gosec // the name Redis gives a script
-	"encoding/hex"
 	"fmt"
-	"net"
-	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -94,12 +90,11 @@ func (s *source) after(f func(key string)) {
 	s.afterRead = f
 }
 
-// process is what one process of a fleet has: a client, the shared tier on it, a cache, and the means to watch and hold its commands.
+// process is what one process of a fleet has: a client, the shared tier on it, and a cache.
 type process struct {
 	*tiercache.Cache[string, string]
 	rdb    redis.UniversalClient
 	shared *layers.Redis
-	holds  *holds
 }
 
 // options are those of a test's cache over s.
@@ -113,7 +108,7 @@ var patient = layers.RedisOptions{ReadTimeout: 20 * time.Second, WriteTimeout: 2
 // openProcess opens a cache of its own process on rdb.
 func openProcess(t *testing.T, rdb redis.UniversalClient, o tiercache.Options[string, string]) *process {
 	t.Helper()
-	p := &process{rdb: rdb, holds: holdsOn(rdb)}
+	p := &process{rdb: rdb}
 	var err error
 	p.shared, err = layers.NewRedis(t.Context(), rdb, patient)
 	require.NoError(t, err)
@@ -136,94 +131,4 @@ func onRedis(t *testing.T, test func(t *testing.T, client func(t *testing.T) red
 		cluster := redistest.SharedCluster(t)
 		test(t, func(t *testing.T) redis.UniversalClient { t.Helper(); return cluster.Client(t) })
 	})
-}
-
-// holds stops a process between two of its steps: when a script it sent has been answered, and before it can act on the answer.
-type holds struct {
-	mu   sync.Mutex
-	held map[string]*hold // by the script's hash
-}
-
-// hold is one script's next answer.
-type hold struct {
-	reached chan struct{} // closed when the answer is here
-	resume  chan struct{} // the process goes on when this is closed
-}
-
-func holdsOn(rdb redis.UniversalClient) *holds {
-	h := &holds{held: map[string]*hold{}}
-	cluster, ok := rdb.(*redis.ClusterClient)
-	if !ok {
-		rdb.AddHook(h)
-		return h
-	}
-	cluster.OnNewNode(func(node *redis.Client) { node.AddHook(h) })
-	return h
-}
-
-// after makes the process stop behind the next answer of the script: reached is closed then, and resume lets it go on.
-func (h *holds) after(t *testing.T, script string) (reached <-chan struct{}, resume func()) {
-	t.Helper()
-	one := &hold{reached: make(chan struct{}), resume: make(chan struct{})}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.held[scriptHash(t, script)] = one
-	once := sync.OnceFunc(func() { close(one.resume) })
-	t.Cleanup(once)
-	return one.reached, once
-}
-
-func (h *holds) seen(cmds ...redis.Cmder) {
-	for _, cmd := range cmds {
-		if len(cmd.Args()) < 2 || cmd.Err() != nil {
-			continue
-		}
-		name := fmt.Sprint(cmd.Args()[1])
-		if cmd.Name() == "eval" {
-			sum := sha1.Sum([]byte(name)) //nolint:gosec // as above
-			name = hex.EncodeToString(sum[:])
-		}
-		h.mu.Lock()
-		one := h.held[name]
-		delete(h.held, name)
-		h.mu.Unlock()
-		if one != nil {
-			close(one.reached)
-			<-one.resume
-		}
-	}
-}
-
-// DialHook leaves dialling alone.
-func (h *holds) DialHook(next redis.DialHook) redis.DialHook {
-	return func(ctx context.Context, network, addr string) (net.Conn, error) { return next(ctx, network, addr) }
-}
-
-// ProcessHook sees single commands.
-func (h *holds) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
-	return func(ctx context.Context, cmd redis.Cmder) error {
-		err := next(ctx, cmd)
-		h.seen(cmd)
-		return err
-	}
-}
-
-// ProcessPipelineHook sees pipelines.
-func (h *holds) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
-	return func(ctx context.Context, cmds []redis.Cmder) error {
-		err := next(ctx, cmds)
-		h.seen(cmds...)
-		return err
-	}
-}
-
-// scriptHash is the SHA-1 under which Redis knows one of the library's scripts.
-func scriptHash(t *testing.T, name string) string {
-	t.Helper()
-	guard, err := os.ReadFile("layers/lua/guard.lua")
-	require.NoError(t, err)
-	own, err := os.ReadFile("layers/lua/" + name + ".lua")
-	require.NoError(t, err)
-	sum := sha1.Sum(append(guard, own...)) //nolint:gosec // as above
-	return hex.EncodeToString(sum[:])
 }

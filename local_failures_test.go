@@ -29,8 +29,8 @@ func TestFailingKeyBacksOffFromTheSecondFailure(t *testing.T) {
 		}
 		wantLoadError(t, ask(), "k", errDown)
 		var refused uint64
-		for _, rest := range []time.Duration{100, 200, 400, 800, 1000, 1000} {
-			rest *= time.Millisecond
+		for _, ms := range []int{100, 200, 400, 800, 1000, 1000} {
+			rest := time.Duration(ms) * time.Millisecond
 			loads := s.loads.Load()
 			wantLoadError(t, ask(), "k", errDown)
 			require.Equal(t, loads+1, s.loads.Load())

@@ -76,7 +76,7 @@ func openBatches(t *testing.T, rows map[string]string, change func(*tiercache.Op
 func loadErrors(t *testing.T, err error) map[string]error {
 	t.Helper()
 	byKey := map[string]error{}
-	joined, ok := err.(interface{ Unwrap() []error }) //nolint:errorlint // what errors.Join returns, not something in its chain
+	joined, ok := err.(interface{ Unwrap() []error }) // what errors.Join returns, not something in its chain
 	require.True(t, ok, "not joined: %v", err)
 	for _, one := range joined.Unwrap() {
 		var failed *tiercache.LoadError

@@ -148,7 +148,7 @@ func replayed(t *testing.T, p *process) {
 // openBrief opens a process with these budgets, of which the tiers log to h. It does not wait for the bus, and Redis may hang when it ends.
 func openBrief(t *testing.T, rdb redis.UniversalClient, b layers.RedisOptions, o tiercache.Options[string, string]) *process {
 	t.Helper()
-	p := &process{rdb: rdb, holds: holdsOn(rdb)}
+	p := &process{rdb: rdb}
 	var err error
 	p.shared, err = layers.NewRedis(t.Context(), rdb, b)
 	require.NoError(t, err)

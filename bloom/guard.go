@@ -44,8 +44,8 @@ type Store interface {
 // State is what a guard's filter is worth.
 type State uint8
 
+// The states, in the order in which a guard usually meets them.
 const (
-	// Unbuilt and the others, in the order in which a guard usually meets them.
 	Unbuilt  State = iota // there never was a filter here: everything passes
 	Believed              // what the filter says is absent is absent
 	Lagging               // the announcements were not read for MaxLag: everything passes until CatchUp succeeds

@@ -22,7 +22,7 @@ func main() {
 	cache, err := tiercache.New(tiercache.Options[int64, string]{
 		Name:   "users",
 		Shared: shared,
-		Load: func(ctx context.Context, id int64) (string, error) { // SELECT name FROM users WHERE id = …
+		Load: func(_ context.Context, id int64) (string, error) { // SELECT name FROM users WHERE id = …
 			fmt.Println("the database is asked for", id)
 			return fmt.Sprint("user ", id), nil
 		},
