@@ -2,7 +2,10 @@ package tiercache_test
 
 import (
 	"context"
+	"crypto/sha1" //nolint:gosec // the name Redis gives a script
+	"encoding/hex"
 	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -131,4 +134,15 @@ func onRedis(t *testing.T, test func(t *testing.T, client func(t *testing.T) red
 		cluster := redistest.SharedCluster(t)
 		test(t, func(t *testing.T) redis.UniversalClient { t.Helper(); return cluster.Client(t) })
 	})
+}
+
+// scriptHash is the SHA-1 under which Redis knows one of the library's scripts.
+func scriptHash(t *testing.T, name string) string {
+	t.Helper()
+	guard, err := os.ReadFile("layers/lua/guard.lua")
+	require.NoError(t, err)
+	own, err := os.ReadFile("layers/lua/" + name + ".lua")
+	require.NoError(t, err)
+	sum := sha1.Sum(append(guard, own...)) //nolint:gosec // a name, not a secret
+	return hex.EncodeToString(sum[:])
 }

@@ -17,6 +17,7 @@ var getScript string
 // answer is what came back for a batch.
 type answer struct {
 	sent  time.Time
+	reqs  []*request // of the batch, in the order of parts
 	parts []part // of one slot each; not of a batch that goes through scripts
 	first [1]part
 	clock *redis.TimeCmd
@@ -59,20 +60,22 @@ func (m *master) exec(b *batch, a *answer) error {
 // split makes an MGET of the requests of each slot; outside of a cluster, one of all.
 func (a *answer) split(b *batch, bySlot bool) {
 	a.parts = a.first[:0]
+	a.reqs = b.reqs
 	if bySlot && len(b.reqs) > 1 {
-		slices.SortFunc(b.reqs, func(x, y *request) int { return int(x.slot) - int(y.slot) })
+		a.reqs = slices.Clone(b.reqs) // the batch's own order is read by who ends it when its time is over
+		slices.SortFunc(a.reqs, func(x, y *request) int { return int(x.slot) - int(y.slot) })
 	}
-	for from := 0; from < len(b.reqs); {
-		to := len(b.reqs)
+	for from := 0; from < len(a.reqs); {
+		to := len(a.reqs)
 		if bySlot {
 			to = from + 1
-			for to < len(b.reqs) && b.reqs[to].slot == b.reqs[from].slot {
+			for to < len(a.reqs) && a.reqs[to].slot == a.reqs[from].slot {
 				to++
 			}
 		}
 		args := make([]any, 1, 1+to-from)
 		args[0] = "mget"
-		for _, q := range b.reqs[from:to] {
+		for _, q := range a.reqs[from:to] {
 			args = append(args, &q.key) // a pointer needs no boxing
 		}
 		a.parts = append(a.parts, part{redis.NewStringSliceCmd(b, args...), from, to})
@@ -108,7 +111,7 @@ func (b *batch) fill(a *answer) (away bool) {
 		if err == nil && len(values) != p.to-p.from {
 			err = errors.New("layers: redis answered another number of values than it was asked for")
 		}
-		for i, q := range b.reqs[p.from:p.to] {
+		for i, q := range a.reqs[p.from:p.to] {
 			q.sent, q.now, q.err, q.away, q.keep = a.sent, now, err, moved, !m.moved
 			if err == nil {
 				q.raw = values[i]
