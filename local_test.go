@@ -133,8 +133,8 @@ func TestStampedeLoadsOnce(t *testing.T) {
 // interrupted is a context that runs a function when it is first asked whether it has ended: between two steps of a Get.
 type interrupted struct {
 	context.Context //nolint:containedctx // it is one itself
-	once *sync.Once
-	run  func()
+	once            *sync.Once
+	run             func()
 }
 
 func (c interrupted) Err() error {

@@ -18,7 +18,7 @@ var getScript string
 type answer struct {
 	sent  time.Time
 	reqs  []*request // of the batch, in the order of parts
-	parts []part // of one slot each; not of a batch that goes through scripts
+	parts []part     // of one slot each; not of a batch that goes through scripts
 	first [1]part
 	clock *redis.TimeCmd
 	lone  []*redis.SliceCmd // one a request, of a batch that goes through scripts

@@ -11,7 +11,7 @@ const (
 	// overlayKept is how large an overlay may grow without being made anew once it is empty.
 	overlayKept = 16
 	// batchMax is how many changes go to ristretto before one Wait: well below its queue, so that it never refuses one.
-	batchMax = 8 << 10
+	batchMax = 4 << 10
 )
 
 // memStripe is what the keys of one stripe share. On a cache line of its own.

@@ -28,7 +28,7 @@ func TestFrontKeepsNoDeadCell(t *testing.T) {
 // Property: of the cells that share a set of the front, those that are asked for stay, and one that is not makes room when it is the new
 // cell's turn.
 func TestFrontKeepsWhatIsAskedFor(t *testing.T) {
-	f := new(frontTable)
+	f := newFront(0)
 	var cells [frontWays + 2]*cellHead
 	hash := func(i int) uint64 { return uint64(i+1)<<40 | 6 }
 	offer := func(i, turns int) {

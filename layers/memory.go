@@ -127,7 +127,7 @@ func NewMemory(o MemoryOptions) (*Memory, error) {
 	m := &Memory{
 		maxBytes: o.MaxBytes,
 		store:    store,
-		front:    new(frontTable),
+		front:    newFront(o.MaxBytes),
 		clock:    newCoarseClock(),
 		stripes:  new([stripeCount]memStripe),
 		readers:  new(readerCount),

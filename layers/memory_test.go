@@ -314,9 +314,9 @@ func TestAccountsAgreeAfterTraffic(t *testing.T) {
 	wg.Wait()
 	settle(m)
 	checkAccounts(t, m)
-	for i := range m.front {
-		for j := range m.front[i] {
-			if c := m.front[i][j].cell.Load(); c != nil {
+	for i := range m.front.sets {
+		for j := range m.front.sets[i] {
+			if c := m.front.sets[i][j].cell.Load(); c != nil {
 				require.True(t, c.alive(), "the front has a dead cell")
 			}
 		}
