@@ -122,12 +122,13 @@ func (c *Cache[K, V]) inMemory(key K, id string) (answer[V], bool) {
 }
 
 // fromShared is step 3. The mark is taken before the GET is sent: what the GET brings is kept in memory only if no invalidation was heard
-// since (protocol race R2). It reports false if the key must be rebuilt, and notes in why what that rebuild should know.
+// since (protocol race R2); and before the pending invalidations are looked at: one that is queued just after the look voids it (R13).
+// It reports false if the key must be rebuilt, and notes in why what that rebuild should know.
 func (c *Cache[K, V]) fromShared(ctx context.Context, key K, id string, why *cause) (answer[V], bool, error) {
+	mark := c.local.Mark(key)
 	if !c.askable(id) {
 		return answer[V]{}, false, nil
 	}
-	mark := c.local.Mark(key)
 	found, err := c.shared.Get(ctx, id, mark)
 	if err != nil {
 		if ctx.Err() == nil {

@@ -122,12 +122,13 @@ func (b *batch[K, V]) fromShared(ctx context.Context, missing []want[K, V]) (res
 			b.settle(ctx, w, filteredAnswer[V](), nil)
 			continue
 		}
+		mark := c.local.Mark(w.key) // before the pending are asked: see Get's
 		if !c.askable(w.id) {
 			c.count.misses.Add(1)
 			rest = append(rest, w)
 			continue
 		}
-		asked, ids, marks = append(asked, w), append(ids, w.id), append(marks, c.local.Mark(w.key))
+		asked, ids, marks = append(asked, w), append(ids, w.id), append(marks, mark)
 	}
 	if len(asked) == 0 {
 		return rest

@@ -1,0 +1,87 @@
+package tiercache_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/tiercache/tiercache/internal/redistest"
+)
+
+// Defects that a review found, each played as it was found.
+
+// 1 A waits for B's load; 2 B's entry is stored, and A's acquire finds it; 3 the answer takes longer than the entry lives. A must not
+// answer with nothing at all.
+func TestEntryThatEndsOnItsWayIsNotAnsweredAsNothing(t *testing.T) {
+	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
+		s, name := newSource(map[string]string{"k": "row"}), redistest.Name(t)
+		o := lasting(name, s)
+		o.TTL, o.MaxStale = 500*time.Millisecond, -1
+		p := openPeers(t, 2, client, o)
+		a, b := p[0], p[1]
+		read, loaded := s.holdRead(t, "k")
+		first := b.get(t.Context(), "k")
+		await(t, read, "B read the row")
+		held, askAgain := a.wire.hold(t, after, "acquire")
+		waiting := a.get(t.Context(), "k")
+		await(t, held, "A was told that B loads")
+		found, answer := a.wire.hold(t, after, "acquire")
+		loaded()
+		require.Equal(t, result{value: "row"}, await(t, first, "B's Get"))
+		askAgain()
+		await(t, found, "A found B's entry")
+		gone(t, b.rdb, valueKey(name, "k"))
+		answer()
+		require.Equal(t, result{value: "row"}, await(t, waiting, "A's Get"))
+	})
+}
+
+// R13: 1 A's Get sees that nothing is pending; 2 A's Invalidate fails and is queued; 3 the Get takes its mark, reads the old row from
+// Redis and keeps it. What it keeps would be answered to Gets that begin after Invalidate returned.
+func TestMarkIsTakenBeforeThePendingAreAsked(t *testing.T) {
+	dead, cancel := context.WithCancel(t.Context())
+	cancel()
+	gets := map[string]func(a *peer, ctx context.Context) error{
+		"Get":     func(a *peer, ctx context.Context) error { _, err := a.Get(ctx, "k"); return err },
+		"GetMany": func(a *peer, ctx context.Context) error { _, err := a.GetMany(ctx, []string{"k"}); return err },
+	}
+	for call, get := range gets {
+		t.Run(call, func(t *testing.T) {
+			server := redistest.Shared(t)
+			client := func(t *testing.T) redis.UniversalClient { t.Helper(); return server.Client(t) }
+			s, name := newSource(nil), redistest.Name(t)
+			b := openPeer(t, client(t), lasting(name, s))
+			// The key's string form is asked for at each step of a Get: so every step is tried in turn.
+			for step := 1; ; step++ {
+				calls, armed := 0, false
+				var a *peer
+				o := lasting(name, s)
+				o.KeyString = func(k string) string {
+					if armed {
+						if calls++; calls == step {
+							armed = false
+							_ = a.Invalidate(dead, "k") // nil: it was sent all the same
+						}
+					}
+					return k
+				}
+				a = openPeer(t, client(t), o)
+				s.write("k", "old")
+				_, err := b.Refresh(t.Context(), "k") // Redis has it
+				require.NoError(t, err)
+				s.write("k", "new")
+				armed = true
+				require.NoError(t, get(a, t.Context()))
+				if armed { // there is no such step
+					require.Greater(t, step, 4)
+					return
+				}
+				requireGet(t, a, "k", "new")
+				_ = a.Close() // what is pending dies with it
+			}
+		})
+	}
+}
