@@ -114,7 +114,6 @@ func TestRistrettosOrderDoesNotMatter(t *testing.T) {
 	m := newMemory(t, 1<<20)
 	l := newInts(t, m, "a")
 	h, _ := l.hash(7)
-	s := m.stripe(h)
 
 	mustPut(t, l, 7, 1)
 	settle(m)
@@ -130,7 +129,7 @@ func TestRistrettosOrderDoesNotMatter(t *testing.T) {
 	mustPut(t, l, 8, 1)
 	settle(m)
 	h, _ = l.hash(8)
-	s = m.stripe(h)
+	s := m.stripe(h)
 	s.mu.Lock()
 	c := m.stored(h)
 	m.store.Del(h) // as if the Set had been lost

@@ -56,9 +56,10 @@ func draw(n int, s float64) []int {
 	return order
 }
 
-type product struct{ id, price int }
+type product struct{ id, _ int }
 
 func compareHits[K interface{ string | int64 }](b *testing.B, order []int, n, goroutines int, key func(int) K) {
+	b.Helper()
 	raw, err := ristretto.NewCache(&ristretto.Config[K, *product]{NumCounters: int64(10 * n), MaxCost: int64(2 * n), BufferItems: 64, IgnoreInternalCost: true})
 	require.NoError(b, err)
 	defer raw.Close()
