@@ -66,9 +66,14 @@ func settle(m *Memory) {
 }
 
 // holdFlusher keeps the flusher from carrying anything on until release, which may be called again: it looks at the stripes in order, and
-// the first is locked. Keys of the first stripe cannot be used meanwhile.
+// the first is locked. Keys of the first stripe cannot be used meanwhile. It returns once the flusher has come there: one that was past the
+// first stripe already would carry on what the test means to keep. The overlay must have been settled.
 func holdFlusher(m *Memory) (release func()) {
 	m.stripes[0].mu.Lock()
+	m.kick()
+	for m.dirty.Load() { // until it begins to look
+		runtime.Gosched()
+	}
 	return sync.OnceFunc(m.stripes[0].mu.Unlock)
 }
 
