@@ -17,14 +17,14 @@ var getScript string
 // answer is what came back for a batch.
 type answer struct {
 	sent  time.Time
-	reqs  []*request // of the batch, in the order of parts
+	reqs  []*request // the batch's, in the order in which they were asked for
 	parts []part     // of one slot each; not of a batch that goes through scripts
 	first [1]part
 	clock *redis.TimeCmd
 	lone  []*redis.SliceCmd // one a request, of a batch that goes through scripts
 }
 
-// part is an MGET: of the requests from up to to.
+// part is an MGET: of the answer's requests from up to to.
 type part struct {
 	cmd      *redis.StringSliceCmd
 	from, to int
@@ -59,10 +59,9 @@ func (m *master) exec(b *batch, a *answer) error {
 
 // split makes an MGET of the requests of each slot; outside of a cluster, one of all.
 func (a *answer) split(b *batch, bySlot bool) {
-	a.parts = a.first[:0]
-	a.reqs = b.reqs
+	a.parts, a.reqs = a.first[:0], b.reqs
 	if bySlot && len(b.reqs) > 1 {
-		a.reqs = slices.Clone(b.reqs) // the batch's own order is read by who ends it when its time is over
+		a.reqs = slices.Clone(b.reqs) // whoever ends b may be going through its own
 		slices.SortFunc(a.reqs, func(x, y *request) int { return int(x.slot) - int(y.slot) })
 	}
 	for from := 0; from < len(a.reqs); {
