@@ -323,10 +323,10 @@ func (m *master) send(b *batch) {
 	var a answer
 	err := m.exec(b, &a)
 	if outcomeOf(err) == wasBroken && b.Err() == nil {
-		m.note(err, b.start)
+		m.note(err, &b.budget)
 		err = m.exec(b, &a)
 	}
-	m.note(err, b.start)
+	m.note(err, &b.budget)
 	b.settle(&a, nil)
 }
 

@@ -393,6 +393,6 @@ func (m *master) execScripts(s *shipment, p redis.Pipeliner) error {
 	m.r.counts.trips.Add(1)
 	m.r.counts.commands.Add(uint64(p.Len()))
 	_, err := p.Exec(s)
-	m.note(err, s.start)
+	m.note(err, &s.budget)
 	return err
 }

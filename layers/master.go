@@ -23,8 +23,9 @@ const (
 // master is one Redis master: who waits for it, and whether it can be reached.
 //
 // State: unreachable after a refused connection or maxOverruns budgets overrun in a row, reachable again with the first answer
-// to anything. Overruns are in a row if each call began after the one before had overrun: a stall that a hundred
-// calls meet at once is one overrun, so a state takes maxOverruns budgets of silence to change.
+// to anything that comes within its budget. A later one ends no row either: a server that is always late would be called reachable by
+// each answer and unreachable by the next overruns. Overruns are in a row if each call began after the one before had overrun: a stall
+// that a hundred calls meet at once is one overrun, so a state takes maxOverruns budgets of silence to change.
 type master struct {
 	r     *Redis
 	id    string               // its address
@@ -97,7 +98,7 @@ func (m *master) do(ctx context.Context, cmds ...redis.Cmder) error {
 			_ = p.Process(c, once{cmd}) // queues only
 		}
 		_, err := p.Exec(c)
-		m.note(err, c.start)
+		m.note(err, c)
 		m.r.counts.trips.Add(1)
 		m.r.counts.commands.Add(uint64(len(cmds)))
 		result <- err // before the end, which must not look like an overrun
@@ -167,18 +168,19 @@ func outcomeOf(err error) outcome {
 	return wasBroken
 }
 
-// note moves the state by the end of a call that began at start.
-func (m *master) note(err error, start time.Time) {
+// note moves the state by the end of a call that had the budget b.
+func (m *master) note(err error, b *budget) {
 	switch outcomeOf(err) {
 	case wasAnswered:
-		if m.overruns.Load() != 0 {
-			m.overruns.Store(0)
+		if m.overruns.Load() == 0 && !m.down.Load() || !time.Now().Before(b.until) {
+			return
 		}
+		m.overruns.Store(0)
 		if m.down.Load() {
 			m.change(true, nil)
 		}
 	case wasLate:
-		m.overran(start, time.Now())
+		m.overran(b.start, time.Now())
 	case wasRefused:
 		m.change(false, err)
 	case wasBroken:

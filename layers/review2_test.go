@@ -1,11 +1,15 @@
 package layers
 
 import (
+	"context"
 	"strconv"
+	"sync/atomic"
 	"testing"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
+
+	"github.com/tiercache/tiercache/internal/redistest"
 )
 
 // Race: 1 a flusher takes a batch off the queue, and orders its requests by slot; 2 the batch's budget ends meanwhile, and every request gets
@@ -46,4 +50,58 @@ func TestBatchIsOrderedWhileItsBudgetEnds(t *testing.T) {
 		}
 		require.Equal(t, maxBatch, seen)
 	}
+}
+
+// pipelines is a hook around each pipeline.
+type pipelines func(ctx context.Context, cmds []redis.Cmder, next redis.ProcessPipelineHook) error
+
+func (h pipelines) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (h pipelines) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return next }
+
+func (h pipelines) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error { return h(ctx, cmds, next) }
+}
+
+// A server that answers everything, but always later than the budget, becomes unreachable and stays so while it is that slow: its late
+// answers do not end the row of overruns, and do not make it reachable again, for then everybody would wait for it over and over. It is
+// reachable again with the first answer in time.
+func TestLateAnswersDoNotMakeAServerReachable(t *testing.T) {
+	server := redistest.Start(t)
+	client := server.Client(t)
+	r := openTier(t, client, RedisOptions{ReadTimeout: shortBudget, WriteTimeout: shortBudget})
+	awaitTrue(t, func() bool { _, err := r.get(t.Context(), "k", Mark{}); return err == nil }, "first contact")
+	r.single.overruns.Store(0)
+	var slow atomic.Bool
+	var late atomic.Int32
+	client.AddHook(pipelines(func(ctx context.Context, cmds []redis.Cmder, next redis.ProcessPipelineHook) error {
+		err := next(context.WithoutCancel(ctx), cmds)
+		if slow.Load() {
+			<-ctx.Done() // the budget
+			late.Add(1)
+		}
+		return err
+	}))
+	slow.Store(true)
+	for range maxOverruns {
+		before := late.Load()
+		_, err := r.get(t.Context(), "k", Mark{})
+		require.ErrorIs(t, err, ErrTimeout)
+		awaitTrue(t, func() bool { return late.Load() > before && r.single.gets.idle() }, "answered late")
+	}
+	require.False(t, r.reachable("k"))
+	_ = r.single.do(t.Context(), redis.NewStatusCmd(t.Context(), "ping")) // the answer may be there when the budget ends
+	awaitTrue(t, func() bool { return r.single.probes.Load() == 0 }, "the probe was answered late")
+	require.False(t, r.reachable("k"))
+	require.EqualValues(t, 1, r.Stats().StateChanges)
+	slow.Store(false)
+	awaitTrue(t, func() bool { return r.single.do(t.Context(), redis.NewStatusCmd(t.Context(), "ping")) == nil }, "in time")
+	require.True(t, r.reachable("k"))
+}
+
+// idle reports whether nobody sends for the queue.
+func (g *gets) idle() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.crew == crew{} && len(g.flying) == 0
 }
