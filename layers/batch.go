@@ -341,14 +341,15 @@ func (b *batch) hurry() {
 	}
 }
 
-// expire is called when the budget is over.
+// expire is called when the budget is over. What waited for one of the flushers, all of them late, is sent by another now.
 func (b *batch) expire() {
 	g := &b.m.gets
 	g.mu.Lock()
-	if b.values == nil && slices.Contains(g.flying, b) && g.crew.writeOff(maxFlushers) {
-		b.lost = true
-	}
+	start := g.writeOffLocked(b) && len(g.waiting) > 0 && g.crew.join(maxFlushers, true)
 	g.mu.Unlock()
+	if start {
+		b.m.startFlusher()
+	}
 	if b.settle(nil, ErrTimeout) {
 		b.m.overran(b.start, b.until)
 	}
@@ -385,10 +386,22 @@ func (b *batch) settle(a *answer, err error) bool {
 	return true
 }
 
-// drop ends every request with err.
+// writeOffLocked writes off who sends b, if b is being sent and that is not its caller.
+func (g *gets) writeOffLocked(b *batch) bool {
+	if b.values != nil || b.lost || !slices.Contains(g.flying, b) || !g.crew.writeOff(maxFlushers) {
+		return false
+	}
+	b.lost = true
+	return true
+}
+
+// drop ends every request with err. Who sends them is written off: that may hang for longer than the master is gone.
 func (g *gets) drop(err error) {
 	g.mu.Lock()
 	all := append(slices.Clone(g.flying), g.waiting...)
+	for _, b := range all {
+		g.writeOffLocked(b)
+	}
 	g.mu.Unlock()
 	for _, b := range all {
 		b.settle(nil, err)

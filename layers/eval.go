@@ -209,7 +209,9 @@ func (m *master) enqueue(e *errand) {
 	}
 	s.waiting = append(s.waiting, e)
 	s.queued += len(e.cmds)
-	start := s.crew.join(maxScriptFlushers, s.queued >= moreScriptFlushers)
+	// One that is late already has looked for what waits behind it.
+	late := slices.ContainsFunc(s.flying, func(p *shipment) bool { return p.late.Load() })
+	start := s.crew.join(maxScriptFlushers, late || s.queued >= moreScriptFlushers)
 	s.mu.Unlock()
 	if start {
 		m.startScriptFlusher()
@@ -244,11 +246,15 @@ func (s *scripts) forget(e *errand) {
 	}
 }
 
-// drop ends every errand that was not sent with err, and the waits for a connection of those that are being sent.
+// drop ends every errand that was not sent with err, and the waits for a connection of those that are being sent. Who sends them is
+// written off: that may hang for longer than the master is gone.
 func (s *scripts) drop(err error) {
 	s.mu.Lock()
 	waiting, flying := s.waiting, slices.Clone(s.flying)
 	s.waiting, s.queued = nil, 0
+	for _, p := range flying {
+		p.lost = p.lost || s.crew.writeOff(maxScriptFlushers)
+	}
 	s.mu.Unlock()
 	for _, e := range waiting {
 		e.fail(err)

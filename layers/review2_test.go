@@ -3,10 +3,13 @@ package layers
 import (
 	"context"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/tiercache/tiercache/internal/redistest"
@@ -89,14 +92,15 @@ func TestLateAnswersDoNotMakeAServerReachable(t *testing.T) {
 		require.ErrorIs(t, err, ErrTimeout)
 		awaitTrue(t, func() bool { return late.Load() > before && r.single.gets.idle() }, "answered late")
 	}
-	require.False(t, r.reachable("k"))
+	awaitTrue(t, func() bool { return !r.reachable("k") }, "unreachable")
 	_ = r.single.do(t.Context(), redis.NewStatusCmd(t.Context(), "ping")) // the answer may be there when the budget ends
 	awaitTrue(t, func() bool { return r.single.probes.Load() == 0 }, "the probe was answered late")
 	require.False(t, r.reachable("k"))
 	require.EqualValues(t, 1, r.Stats().StateChanges)
 	slow.Store(false)
-	awaitTrue(t, func() bool { return r.single.do(t.Context(), redis.NewStatusCmd(t.Context(), "ping")) == nil }, "in time")
-	require.True(t, r.reachable("k"))
+	awaitTrue(t, func() bool {
+		return r.single.do(t.Context(), redis.NewStatusCmd(t.Context(), "ping")) == nil && r.reachable("k")
+	}, "answered in time")
 }
 
 // idle reports whether nobody sends for the queue.
@@ -104,4 +108,147 @@ func (g *gets) idle() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.crew == crew{} && len(g.flying) == 0
+}
+
+// hangFirst lets the first pipelines of a client hang, until release or the end of the test.
+func hangFirst(t *testing.T, client *redis.Client, n int32) (hanging *atomic.Int32, release func()) {
+	t.Helper()
+	hanging = new(atomic.Int32)
+	free := make(chan struct{})
+	release = sync.OnceFunc(func() { close(free) })
+	t.Cleanup(release)
+	client.AddHook(pipelines(func(ctx context.Context, cmds []redis.Cmder, next redis.ProcessPipelineHook) error {
+		if i := hanging.Add(1); i <= n {
+			<-free
+		}
+		return next(ctx, cmds)
+	}))
+	return hanging, release
+}
+
+// A script that comes while a pipeline of others is late is sent by another flusher at once, not when the late one's budget is over.
+//
+//	1 a pipeline hangs; 2 it is late, nothing waits behind it; 3 a script comes
+func TestScriptDoesNotWaitForALatePipeline(t *testing.T) {
+	client := redistest.Start(t).Client(t)
+	require.NoError(t, client.Ping(t.Context()).Err())
+	r := openTier(t, client, RedisOptions{WriteTimeout: 10 * longWait})
+	hanging, release := hangFirst(t, client, 1)
+	var all sync.WaitGroup
+	defer all.Wait()
+	defer release()
+	all.Go(func() { r.eval(t.Context(), lua(echoScript, "k", 1)) })
+	s := &r.single.scripts
+	awaitTrue(t, func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return hanging.Load() == 1 && len(s.flying) == 1 && s.flying[0].late.Load()
+	}, "late")
+	s.mu.Lock() // the look for what waits behind it is over
+	s.mu.Unlock() //nolint:staticcheck // as above
+	done := make(chan error, 1)
+	go func() {
+		c := lua(echoScript, "k", 2)
+		r.eval(t.Context(), c)
+		done <- c.err
+	}()
+	select {
+	case err := <-done:
+		require.NoError(t, err)
+	case <-time.After(longWait):
+		t.Fatal("it waits for the late one")
+	}
+}
+
+// What waits behind as many late batches as there may be is sent when one of them is given up.
+//
+//	1 all flushers hang; 2 a batch waits, is late, and finds nobody to send it; 3 the budget of the first ends
+func TestBatchIsSentWhenALateOneIsGivenUp(t *testing.T) {
+	client := redistest.Start(t).Client(t)
+	require.NoError(t, client.Ping(t.Context()).Err())
+	r := openTier(t, client, RedisOptions{ReadTimeout: 10 * longWait})
+	hanging, release := hangFirst(t, client, maxFlushers)
+	var all sync.WaitGroup
+	defer all.Wait()
+	defer release()
+	get := func(key string) <-chan error {
+		done := make(chan error, 1)
+		all.Go(func() {
+			_, err := r.get(t.Context(), key, Mark{})
+			done <- err
+		})
+		return done
+	}
+	var first <-chan error
+	for i := range maxFlushers {
+		done := get(strconv.Itoa(i))
+		if first == nil {
+			first = done
+		}
+		awaitTrue(t, func() bool { return int(hanging.Load()) == i+1 }, "hangs")
+	}
+	last := get("last")
+	g := &r.single.gets
+	var late *batch
+	awaitTrue(t, func() bool {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		late = g.flying[0]
+		return len(g.waiting) == 1 && g.waiting[0].late.Load()
+	}, "waits")
+	late.expire()
+	require.ErrorIs(t, <-first, ErrTimeout)
+	select {
+	case err := <-last:
+		require.NoError(t, err)
+	case <-time.After(longWait):
+		t.Fatal("nobody sends it")
+	}
+}
+
+// A call that hangs when its master becomes unreachable is given up as one that overran its budget: it does not keep a queue from being
+// sent once the master is back.
+//
+//	1 GETs and scripts hang on connections that are dead; 2 the master is found unreachable, and who waits leaves; 3 a probe is answered
+//	on a new connection; 4 a GET comes, and a script
+func TestCallsHangingSinceTheOutageDoNotHoldTheQueue(t *testing.T) {
+	client := redistest.Start(t).Client(t)
+	require.NoError(t, client.Ping(t.Context()).Err())
+	r := openTier(t, client, RedisOptions{ReadTimeout: 10 * longWait, WriteTimeout: 10 * longWait})
+	hanging, release := hangFirst(t, client, maxFlushers+maxScriptFlushers)
+	var all sync.WaitGroup
+	defer all.Wait()
+	defer release()
+	var n int32
+	for i := range maxFlushers {
+		all.Go(func() {
+			_, err := r.get(t.Context(), strconv.Itoa(i), Mark{})
+			assert.ErrorIs(t, err, ErrUnreachable)
+		})
+		n++
+		awaitTrue(t, func() bool { return hanging.Load() == n }, "hangs")
+	}
+	ctx, leave := context.WithCancel(t.Context())
+	for range maxScriptFlushers {
+		all.Go(func() { r.eval(ctx, lua(echoScript, "k", 1)) })
+		n++
+		awaitTrue(t, func() bool { return hanging.Load() == n }, "hangs")
+	}
+	r.single.change(false, ErrTimeout)
+	leave()
+	awaitTrue(t, func() bool { return r.single.do(t.Context(), redis.NewStatusCmd(t.Context(), "ping")) == nil }, "probe")
+	require.True(t, r.reachable("k"), "in time: the budget is long")
+	done := make(chan error, 2)
+	go func() { _, err := r.get(t.Context(), "k", Mark{}); done <- err }()
+	go func() { c := lua(echoScript, "k", 2); r.eval(t.Context(), c); done <- c.err }()
+	for range 2 {
+		select {
+		case err := <-done:
+			require.NoError(t, err)
+		case <-time.After(longWait):
+			t.Fatal("nobody sends it")
+		}
+	}
+	release()
+	awaitTrue(t, r.single.gets.idle, "nobody is counted who is not there")
 }
