@@ -320,8 +320,8 @@ func TestAccountsAgreeAfterTraffic(t *testing.T) {
 	settle(m)
 	checkAccounts(t, m)
 	for i := range m.front.sets {
-		for j := range m.front.sets[i] {
-			if c := m.front.sets[i][j].cell.Load(); c != nil {
+		for j := range frontWays {
+			if c := m.front.sets[i].cells[j].Load(); c != nil {
 				require.True(t, c.alive(), "the front has a dead cell")
 			}
 		}

@@ -144,7 +144,7 @@ func TestScriptDoesNotWaitForALatePipeline(t *testing.T) {
 		defer s.mu.Unlock()
 		return hanging.Load() == 1 && len(s.flying) == 1 && s.flying[0].late.Load()
 	}, "late")
-	s.mu.Lock() // the look for what waits behind it is over
+	s.mu.Lock()   // the look for what waits behind it is over
 	s.mu.Unlock() //nolint:staticcheck // as above
 	done := make(chan error, 1)
 	go func() {
