@@ -104,7 +104,7 @@ func closeWithWaiters(t *testing.T, client func(t *testing.T) redis.UniversalCli
 	await(t, entered, "A loads")
 	waiter, other := b.get(t.Context(), "k"), c.get(t.Context(), "k")
 	for _, p := range []*peer{b, c} {
-		asking(t, func() bool { return p.wire.count("acquire") > 0 }, "the others wait for A")
+		asking(t, func() bool { return p.wire.count("acquire", "k") > 0 }, "the others wait for A")
 	}
 	require.NoError(t, ended(t, b.Close, "B closes"))
 	require.ErrorIs(t, await(t, waiter, "B's caller").err, tiercache.ErrClosed)

@@ -136,13 +136,19 @@ func onRedis(t *testing.T, test func(t *testing.T, client func(t *testing.T) red
 	})
 }
 
-// scriptHash is the SHA-1 under which Redis knows one of the library's scripts.
-func scriptHash(t *testing.T, name string) string {
+// scriptText is one of the library's scripts as it is sent.
+func scriptText(t *testing.T, name string) string {
 	t.Helper()
 	guard, err := os.ReadFile("layers/lua/guard.lua")
 	require.NoError(t, err)
 	own, err := os.ReadFile("layers/lua/" + name + ".lua")
 	require.NoError(t, err)
-	sum := sha1.Sum(append(guard, own...)) //nolint:gosec // a name, not a secret
+	return string(guard) + string(own)
+}
+
+// scriptHash is the SHA-1 under which Redis knows one of the library's scripts.
+func scriptHash(t *testing.T, name string) string {
+	t.Helper()
+	sum := sha1.Sum([]byte(scriptText(t, name))) //nolint:gosec // a name, not a secret
 	return hex.EncodeToString(sum[:])
 }

@@ -71,7 +71,7 @@ const (
 	defaultLeaseTime    = 3 * time.Second
 
 	minLeaseTime = 100 * time.Millisecond
-	pendTime     = 30 * time.Second // how long a write may take to commit after the last renewal; protocols: chosen; not tuned
+	pendTime     = 30 * time.Second // how long a write may take to commit after the last renewal; chosen; not tuned
 	maxNameBytes = 200              // a name stands in every key and channel; chosen; not tuned
 
 	backOffBase = 100 * time.Millisecond // after the second failed load of a key in a row; doubled by each further one

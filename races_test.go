@@ -117,6 +117,10 @@ func TestGetAfterInvalidateDoesNotJoinOlderLoad(t *testing.T) {
 				older := a.get(t.Context(), "k")
 				await(t, read, "A read the row")
 				s.write("k", "new")
+				goOn := func() {}
+				if ctx == dead { // an answer that is quicker than the look at ctx would be taken
+					_, goOn = a.wire.hold(t, before, "invalidate")
+				}
 				err := a.Invalidate(ctx, "k")
 				if ctx == dead {
 					require.ErrorIs(t, err, tiercache.ErrPending)
@@ -126,6 +130,7 @@ func TestGetAfterInvalidateDoesNotJoinOlderLoad(t *testing.T) {
 				}
 
 				requireGet(t, a, "k", "new") // while the older load stands
+				goOn()
 				resume()
 				await(t, older, "the older Get")
 				requireGet(t, a, "k", "new")

@@ -37,8 +37,6 @@ func TestRoundTrips(t *testing.T) {
 		f := openPeer(t, client(t), o)
 		warm(t, a, b, f)
 		buildFilter(t, s, []*peer{f})
-		require.NoError(t, a.Set(t.Context(), "warm", "")) // the last scripts
-		require.NoError(t, a.Announce(t.Context(), "warm"))
 
 		down := errors.New("down")
 		s.before(func(_ context.Context, key string) error {
@@ -52,7 +50,6 @@ func TestRoundTrips(t *testing.T) {
 			_, err := p.Get(t.Context(), "fails")
 			require.ErrorIs(t, err, down)
 		}
-		fails(t, a) // knows the script that gives leases back, too
 		write := func(context.Context) error { return nil }
 		type sent map[string]int
 		for _, path := range []struct {

@@ -144,7 +144,7 @@ func (c *Cache[K, V]) setAlone(key K, id string, e layers.Entry[V], lives layers
 	c.flights.Forget(id)
 }
 
-// setShared is an invalidation that grants itself the lease, and a fill under it (protocols: a Set in one script would, delayed, overwrite
+// setShared is an invalidation that grants itself the lease, and a fill under it (a Set in one script would, delayed, overwrite
 // what came later). Memory keeps the value only if the fill stored it and nothing was heard since the mark.
 func (c *Cache[K, V]) setShared(ctx context.Context, key K, id string, e layers.Entry[V], lives layers.Lives, mark layers.Mark) error {
 	fill, err := c.shared.Encode(layers.Lease{ID: id}, e, lives)

@@ -71,11 +71,24 @@ const (
 	between
 )
 
+// scripts are the library's.
+var scripts = []string{"acquire", "fill", "release", "renew", "invalidate", "generation"}
+
+// teach has every master know the scripts, so that none is sent twice: a process stopped behind the answer "no such script" would stand at
+// another place than its test believes.
+func teach(t *testing.T, rdb redis.UniversalClient) {
+	t.Helper()
+	for _, name := range scripts {
+		text := scriptText(t, name)
+		masters(t, rdb, func(ctx context.Context, node *redis.Client) error { return node.ScriptLoad(ctx, text).Err() })
+	}
+}
+
 // watch sees all that rdb sends from now on. The process must be opened after it.
 func watch(t *testing.T, rdb redis.UniversalClient) *wire {
 	t.Helper()
 	w := &wire{scripts: map[string]string{}}
-	for _, name := range []string{"acquire", "fill", "release", "renew", "invalidate", "generation"} {
+	for _, name := range scripts {
 		w.scripts[scriptHash(t, name)] = name
 	}
 	if cluster, ok := rdb.(*redis.ClusterClient); ok {
@@ -144,7 +157,7 @@ var upkeep = map[string]bool{
 	"publish": true, "generation": true, "time": true, "renew": true, "ping": true,
 	"xrange": true, "xlen": true, "pexpire": true, "getrange": true,
 	"hello": true, "client": true, "command": true, "cluster": true, "readonly": true, "auth": true, "select": true,
-	"multi": true, "exec": true,
+	"multi": true, "exec": true, "script": true,
 }
 
 func (w *wire) saw(ops []operation) {
@@ -306,6 +319,7 @@ func lasting(name string, s *source) tiercache.Options[string, string] {
 func openPeer(t *testing.T, rdb redis.UniversalClient, o tiercache.Options[string, string]) *peer {
 	t.Helper()
 	p := &peer{wire: watch(t, rdb)}
+	teach(t, rdb)
 	var hooks tiercache.Hooks
 	if o.Hooks != nil {
 		hooks = *o.Hooks

@@ -13,9 +13,9 @@ import (
 )
 
 const (
-	// beatEvery is how many heartbeats lie between two beats of a channel (protocols §6: 5 s). Chosen; not tuned.
+	// beatEvery is how many heartbeats lie between two beats of a channel: 5 s. Chosen; not tuned.
 	beatEvery = 5
-	// maxMissed is how many probes of one master may stay away in a row: two heartbeats (DESIGN §4, P5).
+	// maxMissed is how many probes of one master may stay away in a row: two heartbeats (P5).
 	maxMissed = 2
 )
 

@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	maxOverruns = 3           // budgets overrun in a row that make a master unreachable (DESIGN §7)
+	maxOverruns = 3           // budgets overrun in a row that make a master unreachable; chosen; not tuned
 	maxProbes   = 6           // of one master under way at a time: some may hang for as long as the client lets them; chosen; not tuned
 	probeEvery  = time.Second // chosen; not tuned
 
