@@ -14,7 +14,7 @@ import (
 
 func main() {
 	ctx := context.Background()
-	rdb := redis.NewClient(&redis.Options{Addr: "localhost:6379"}) // no server there? the cache works without it
+	rdb := redis.NewClient(&redis.Options{Addr: "localhost:6379", ContextTimeoutEnabled: true}) // no server there? it works without
 	shared, err := layers.NewRedis(ctx, rdb, layers.RedisOptions{})
 	if err != nil {
 		log.Fatal(err)
