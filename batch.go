@@ -3,6 +3,7 @@ package tiercache
 import (
 	"context"
 	"errors"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -46,6 +47,7 @@ func (c *Cache[K, V]) rebuildSome(ctx context.Context, wants []want[K, V], held 
 	}
 	granted, refused := c.acquireMany(ctx, leased, held) // 5
 	parts := slices.Concat(granted, c.mayLoadAlone(slices.Concat(without, refused)))
+	defer c.release(ctx, false, claimsOf(granted)...) // what a panic left
 	stop := c.keepMany(ctx, granted)
 	defer stop()
 	if c.o.LoadMany == nil {
@@ -74,14 +76,16 @@ func (c *Cache[K, V]) acquireMany(ctx context.Context, parts []part[K, V], held 
 			refused = append(refused, p)
 			continue
 		}
-		answer, done := p.claim.judge(got)
+		said, done := p.claim.judge(got)
 		switch {
-		case done && answer.Verdict == rebuild.Granted:
+		case done && said.Verdict == rebuild.Granted:
 			granted = append(granted, p)
-		case done && answer.Verdict == rebuild.Found:
+		case done && said.Verdict == rebuild.Found:
 			p.call.Finish(p.claim.found, nil)
 		default: // held, backing off, or to be asked again
-			held.Go(func() { p.call.Finish(c.rebuildClaimed(ctx, p.key, p.id, p.claim)) })
+			held.Go(func() {
+				p.call.Run(func() (answer[V], error) { return c.rebuildClaimed(ctx, p.key, p.id, p.claim) })
+			})
 		}
 	}
 	return granted, refused
@@ -114,6 +118,16 @@ func (c *Cache[K, V]) keepMany(ctx context.Context, granted []part[K, V]) (stop 
 	return rebuild.Keep(ctx, c.o.LeaseTime/3, func(ctx context.Context) bool { return c.renew(ctx, leases...) })
 }
 
+// claimsOf returns the claims of the keys that are loaded under a lease.
+func claimsOf[K comparable, V any](parts []part[K, V]) (claims []*claim[K, V]) {
+	for _, p := range parts {
+		if p.claim != nil {
+			claims = append(claims, p.claim)
+		}
+	}
+	return claims
+}
+
 // loadEach loads keys one by one, at most 16 at a time: there is only Load.
 func (c *Cache[K, V]) loadEach(ctx context.Context, parts []part[K, V]) {
 	slots := make(chan struct{}, maxParallelGets)
@@ -122,12 +136,13 @@ func (c *Cache[K, V]) loadEach(ctx context.Context, parts []part[K, V]) {
 		slots <- struct{}{}
 		all.Go(func() {
 			defer func() { <-slots }()
-			entry, err := c.load(ctx, p.key, p.id)
-			if p.claim != nil {
-				p.call.Finish(c.afterLoad(ctx, p.claim, entry, err))
-				return
-			}
-			p.call.Finish(c.afterAlone(p.key, p.id, p.alone, entry, err))
+			p.call.Run(func() (answer[V], error) {
+				entry, err := c.load(ctx, p.key, p.id)
+				if p.claim != nil {
+					return c.afterLoad(ctx, p.claim, entry, err)
+				}
+				return c.afterAlone(p.key, p.id, p.alone, entry, err)
+			})
 		})
 	}
 	all.Wait()
@@ -158,34 +173,39 @@ func (c *Cache[K, V]) loadMany(ctx context.Context, parts []part[K, V]) {
 		v, ok := rows[p.key]
 		entry := layers.Entry[V]{Value: v, Absent: !ok, Born: born, Cost: took}
 		if p.claim == nil {
-			p.call.Finish(c.afterAlone(p.key, p.id, p.alone, entry, nil))
+			p.call.Run(func() (answer[V], error) { return c.afterAlone(p.key, p.id, p.alone, entry, nil) })
 			continue
 		}
-		fill, ok := c.encoded(ctx, p.claim, entry)
-		if !ok {
-			p.call.Finish(answer[V]{Entry: entry, tier: Source}, nil)
-			continue
+		if fill, ok := c.encodedPart(ctx, p, entry); ok {
+			fills, filling, entries = append(fills, fill), append(filling, p), append(entries, entry)
 		}
-		fills, filling, entries = append(fills, fill), append(filling, p), append(entries, entry)
 	}
 	for i, filled := range c.fillMany(ctx, fills) {
 		p := filling[i]
-		c.filled(p.claim, entries[i], fills[i], filled)
-		p.call.Finish(answer[V]{Entry: entries[i], tier: Source}, nil)
+		p.call.Run(func() (answer[V], error) {
+			c.filled(p.claim, entries[i], fills[i], filled)
+			return answer[V]{Entry: entries[i], tier: Source}, nil
+		})
 	}
+}
+
+// encodedPart is encoded for one key of a batch, which is finished where there is nothing to store. A panic of a function in Options is
+// this key's error and no other's.
+func (c *Cache[K, V]) encodedPart(ctx context.Context, p part[K, V], e layers.Entry[V]) (fill layers.Fill, ok bool) {
+	defer func() {
+		if v := recover(); v != nil {
+			p.call.Finish(answer[V]{}, &PanicError{Value: v, Stack: debug.Stack()})
+		}
+	}()
+	if fill, ok = c.encoded(ctx, p.claim, e); !ok {
+		p.call.Finish(answer[V]{Entry: e, tier: Source}, nil)
+	}
+	return fill, ok
 }
 
 // failMany gives the leases of a failed load back and answers every key stale, or with the error.
 func (c *Cache[K, V]) failMany(ctx context.Context, parts []part[K, V], err error) {
-	var leases []layers.Lease
-	for _, p := range parts {
-		if p.claim != nil {
-			leases = append(leases, p.claim.lease)
-		}
-	}
-	if len(leases) > 0 {
-		c.release(ctx, countsAsFailure(err), leases...)
-	}
+	c.release(ctx, countsAsFailure(err), claimsOf(parts)...)
 	for _, p := range parts {
 		if p.claim != nil {
 			p.call.Finish(p.claim.staleOr(err))

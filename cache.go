@@ -226,8 +226,10 @@ func (c *Cache[K, V]) rebuildClaimed(ctx context.Context, key K, id string, clai
 	return claim.staleOr(ErrBackingOff)
 }
 
-// loadLeased loads the key under its lease, which a watchdog renews.
+// loadLeased loads the key under its lease, which a watchdog renews. On every way out the lease is given back, also by a panic of one of
+// the functions in Options: else the other processes would wait for it until it runs out.
 func (c *Cache[K, V]) loadLeased(ctx context.Context, claim *claim[K, V]) (answer[V], error) {
+	defer c.release(ctx, false, claim)
 	stop := rebuild.Keep(ctx, c.o.LeaseTime/3, func(ctx context.Context) bool { return c.renew(ctx, claim.lease) })
 	defer stop()
 	entry, err := c.load(ctx, claim.key, claim.id) // 6, 7
@@ -237,7 +239,7 @@ func (c *Cache[K, V]) loadLeased(ctx context.Context, claim *claim[K, V]) (answe
 // afterLoad fills both tiers with what was loaded under a lease. A failed load gives the lease back at once.
 func (c *Cache[K, V]) afterLoad(ctx context.Context, claim *claim[K, V], entry layers.Entry[V], err error) (answer[V], error) {
 	if err != nil {
-		c.release(ctx, countsAsFailure(err), claim.lease)
+		c.release(ctx, countsAsFailure(err), claim)
 		return claim.staleOr(err)
 	}
 	return c.fill(ctx, claim, entry), nil // 8

@@ -23,6 +23,7 @@ type claim[K comparable, V any] struct {
 	token layers.Token
 
 	lease    layers.Lease // Granted
+	held     bool         // lease is to be given back, by a fill, an invalidation or release
 	found    answer[V]    // Found
 	stale    answer[V]    // a copy past its soft end, for when there is nothing better
 	hasStale bool
@@ -82,7 +83,7 @@ func (l *claim[K, V]) judge(got layers.Acquired) (rebuild.Answer, bool) {
 	}
 	switch got.Verdict {
 	case layers.Granted:
-		l.lease = got.Lease
+		l.lease, l.held = got.Lease, true
 		return rebuild.Answer{Verdict: rebuild.Granted, Left: got.Left}, true
 	case layers.Held:
 		if l.hasStale && l.c.o.StaleWait == 0 {
@@ -117,8 +118,18 @@ func (c *Cache[K, V]) renew(ctx context.Context, leases ...layers.Lease) bool {
 	return held
 }
 
-// release gives leases back, also when ctx has ended; backOff counts a failed load against the keys.
-func (c *Cache[K, V]) release(ctx context.Context, backOff bool, leases ...layers.Lease) {
+// release gives back the leases that claims still hold, also when ctx has ended; backOff counts a failed load against the keys.
+func (c *Cache[K, V]) release(ctx context.Context, backOff bool, claims ...*claim[K, V]) {
+	var leases []layers.Lease
+	for _, l := range claims {
+		if l.held {
+			l.held = false
+			leases = append(leases, l.lease)
+		}
+	}
+	if len(leases) == 0 {
+		return
+	}
 	for _, err := range c.shared.Release(context.WithoutCancel(ctx), backOff, leases...) {
 		if err != nil {
 			c.sharedFailed("release", err)
@@ -126,8 +137,8 @@ func (c *Cache[K, V]) release(ctx context.Context, backOff bool, leases ...layer
 	}
 }
 
-// encoded makes the fill of a loaded entry. False: there is nothing to store in Redis and the lease was given back; a value that cannot
-// be encoded, or is too large, is kept in memory only.
+// encoded makes the fill of a loaded entry, which gives the lease back. False: there is nothing to store in Redis and the lease was given
+// back; a value that cannot be encoded, or is too large, is kept in memory only.
 func (c *Cache[K, V]) encoded(ctx context.Context, claim *claim[K, V], e layers.Entry[V]) (layers.Fill, bool) {
 	lives := c.lives(claim.key, e)
 	if e.Absent && claim.why.marked { // the row is announced: it may be there any moment
@@ -136,21 +147,23 @@ func (c *Cache[K, V]) encoded(ctx context.Context, claim *claim[K, V], e layers.
 	if lives.Hard <= 0 {
 		c.local.Kill(claim.key, claim.mark, claim.why.begun)
 		if claim.why.refresh || claim.hasStale { // what the load did not replace must not stay
+			claim.held = false
 			_ = c.invalidateShared(ctx, layers.Once, layers.NewToken(), []string{claim.id})
 		} else {
-			c.release(ctx, false, claim.lease)
+			c.release(ctx, false, claim)
 		}
 		return layers.Fill{}, false
 	}
 	fill, err := c.shared.Encode(claim.lease, e, lives)
 	if err != nil {
 		c.count.encodeErrors.Add(1)
-		c.release(ctx, false, claim.lease)
+		c.release(ctx, false, claim)
 		alive(&e, lives)
 		e.Cap(claim.lease.Cut)
 		c.keep(claim.key, e, claim.mark, claim.why)
 		return layers.Fill{}, false
 	}
+	claim.held = false
 	return fill, true
 }
 

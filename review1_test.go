@@ -8,6 +8,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
+	"github.com/tiercache/tiercache"
 	"github.com/tiercache/tiercache/internal/redistest"
 )
 
@@ -82,6 +83,64 @@ func TestMarkIsTakenBeforeThePendingAreAsked(t *testing.T) {
 				requireGet(t, a, "k", "new")
 				_ = a.Close() // what is pending dies with it
 			}
+		})
+	}
+}
+
+// P9: a function in Options that panics for one key harms neither the process nor the other keys of a batch, and leaves no lease behind for
+// which other processes would wait.
+func TestPanicOfAnOptionHarmsNoOtherKey(t *testing.T) {
+	many := func(keys ...string) func(a *peer, ctx context.Context) (map[string]string, error) {
+		return func(a *peer, ctx context.Context) (map[string]string, error) { return a.GetMany(ctx, keys) }
+	}
+	for name, test := range map[string]struct {
+		get      func(a *peer, ctx context.Context) (map[string]string, error)
+		loadMany bool
+		others   map[string]string
+	}{
+		"Get": {func(a *peer, ctx context.Context) (map[string]string, error) {
+			_, err := a.Get(ctx, "bad")
+			return nil, err
+		}, false, nil},
+		"GetMany with Load":       {many("a", "bad", "b"), false, map[string]string{"a": "row a", "b": "row b"}},
+		"GetMany with LoadMany":   {many("a", "bad", "b"), true, map[string]string{"a": "row a", "b": "row b"}},
+		"GetMany of what is held": {many("a", "bad", "b"), true, map[string]string{"a": "row a", "b": "row b"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := redistest.Shared(t)
+			s := &batches{source: newSource(map[string]string{"a": "row a", "bad": "row bad", "b": "row b"})}
+			o := lasting(redistest.Name(t), s.source)
+			b := openPeer(t, server.Client(t), o)
+			if test.loadMany {
+				o.LoadMany = s.loadMany
+			}
+			o.TTLFor = func(key, _ string) time.Duration {
+				if key == "bad" {
+					panic("no life")
+				}
+				return 0
+			}
+			a := openPeer(t, server.Client(t), o)
+			if name == "GetMany of what is held" {
+				s.before(func(context.Context, string) error { return errDown })
+				asked, fail := b.wire.hold(t, after, "acquire")
+				waiting := b.get(t.Context(), "bad")
+				await(t, asked, "B has the lease")
+				told, ask := a.wire.hold(t, after, "acquire")
+				go func() {
+					<-told
+					fail()
+					<-waiting // B's load has failed: the lease is free
+					s.before(nil)
+					ask()
+				}()
+			}
+			got, err := test.get(a, t.Context())
+			var panicked *tiercache.PanicError
+			require.ErrorAs(t, err, &panicked)
+			require.Equal(t, "no life", panicked.Value)
+			require.Equal(t, test.others, got)
+			requireGet(t, b, "bad", "row bad") // not held by A
 		})
 	}
 }

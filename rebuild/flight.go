@@ -267,6 +267,9 @@ func (c *Call[R]) Finish(r R, err error) {
 	}
 }
 
+// Run finishes the call with what fn returns. A panic of fn, or a Goexit, is the error of those who wait; after a Goexit it does not return.
+func (c *Call[R]) Run(fn func() (R, error)) { protect(fn, c.Finish) }
+
 // Wait blocks until the call has a result or ctx ends; then the error matches ctx.Err() and its cause. A result that is there is
 // returned even if ctx has ended. It may be called again.
 func (c *Call[R]) Wait(ctx context.Context) (R, error) {
