@@ -285,7 +285,8 @@ func (l *link) expect(channel string, now time.Time) {
 	l.channels[channel] = a
 }
 
-// subscribe brings the present connection's subscriptions in line with the ears that are open. Only the speaker calls it, so that the
+// subscribe brings the present connection's subscriptions in line with the ears that are open: what was closed is left before anything is
+// joined, so that whoever hears an ear opened later knows that the server has forgotten the earlier ones. Only the speaker calls it, so that the
 // commands are written in the order in which they are recorded.
 func (b *bus) subscribe(ctx context.Context, now time.Time) {
 	b.mu.Lock()
@@ -295,13 +296,6 @@ func (b *bus) subscribe(ctx context.Context, now time.Time) {
 		return
 	}
 	var joined, left []string
-	for channel := range b.ears {
-		// One that was refused is asked for again, slowly.
-		if a := l.channels[channel]; a == nil || a.state == askDenied && now.Sub(a.at) >= refusedPause {
-			joined = append(joined, channel)
-			l.expect(channel, now)
-		}
-	}
 	for channel := range l.channels {
 		if b.ears[channel] == nil && channel != b.private {
 			left = append(left, channel)
@@ -309,17 +303,24 @@ func (b *bus) subscribe(ctx context.Context, now time.Time) {
 			delete(l.channels, channel)
 		}
 	}
+	for channel := range b.ears {
+		// One that was refused is asked for again, slowly.
+		if a := l.channels[channel]; a == nil || a.state == askDenied && now.Sub(a.at) >= refusedPause {
+			joined = append(joined, channel)
+			l.expect(channel, now)
+		}
+	}
 	b.mu.Unlock()
 	// A command a channel: one refused channel must not take the others with it. What cannot be written ends the connection, which
 	// its reader notices.
-	for _, channel := range joined {
-		if err := l.ps.Subscribe(ctx, channel); err != nil {
+	for _, channel := range left {
+		if err := l.ps.Unsubscribe(ctx, channel); err != nil {
 			l.cut()
 			return
 		}
 	}
-	for _, channel := range left {
-		if err := l.ps.Unsubscribe(ctx, channel); err != nil {
+	for _, channel := range joined {
+		if err := l.ps.Subscribe(ctx, channel); err != nil {
 			l.cut()
 			return
 		}
