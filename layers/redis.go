@@ -81,7 +81,8 @@ type Redis struct {
 
 // NewRedis returns the shared tier on rdb, which stays the caller's: it is never closed here. No living server is needed.
 // Supported are *redis.Client (also a failover client) and *redis.ClusterClient; any other implementation works more slowly, one
-// script a key instead of an MGET. Everything is sent through rdb itself, so its hooks see it.
+// script a key instead of an MGET. Everything is sent through rdb itself, so its hooks see it; only the subscription's connection, and a look
+// whether a server that is late still takes connections, are made with rdb's options (its Dialer, its credentials) but without its hooks.
 //
 // Callers never wait longer than the budgets of o, whatever rdb's own time-outs are; the few goroutines that send for them may hang
 // for as long as rdb lets them. Where rdb lets no call hang for longer than a budget (ContextTimeoutEnabled, or ReadTimeout and

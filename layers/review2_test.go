@@ -2,6 +2,7 @@ package layers
 
 import (
 	"context"
+	"errors"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -251,4 +252,61 @@ func TestCallsHangingSinceTheOutageDoNotHoldTheQueue(t *testing.T) {
 	}
 	release()
 	awaitTrue(t, r.single.gets.idle, "nobody is counted who is not there")
+}
+
+// A caller that leaves while the generation is still being asked for is told that its ctx has ended, and why.
+func TestLeavingBeforeTheGenerationIsKnownTellsBoth(t *testing.T) {
+	server := redistest.Start(t)
+	r := openTier(t, server.Client(t), RedisOptions{})
+	sp := &Space{r: r, o: SpaceOptions{Name: "n"}, before: "n:{", genKey: "n:gen", channel: "n:bus"}
+	sp.ear = &ear{bus: r.bus, space: sp}
+	require.NoError(t, server.Client(t).Ping(t.Context()).Err())
+	server.Stop()
+	t.Cleanup(server.Continue)
+	why := errors.New("the caller went home")
+	ctx, leave := context.WithCancelCause(t.Context())
+	leave(why)
+	_, err := NewShared[string](sp, Raw, 0, Limits{}).Get(ctx, "k", Mark{})
+	require.ErrorIs(t, err, why)
+	require.ErrorIs(t, err, context.Canceled)
+}
+
+// The bus and the tier work for whatever user, database and protocol the client was made with.
+func TestClientOfAnotherUserDatabaseAndProtocol(t *testing.T) {
+	server := redistest.Start(t)
+	acl(t, server, "app", "on", ">secret", "~*", "&*", "+@all")
+	options := func(o *redis.Options) {
+		o.Protocol, o.DB, o.Username, o.Password, o.ClientName = 2, 3, "app", "secret", "shop"
+	}
+	for name, wrap := range map[string]func(*redis.Client) redis.UniversalClient{
+		"client": func(c *redis.Client) redis.UniversalClient { return c },
+		"other":  func(c *redis.Client) redis.UniversalClient { return hidden{c} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			prefix := redistest.Name(t)
+			one, _ := busOn(t, wrap(server.Client(t, options)), prefix)
+			two, _ := busOn(t, wrap(server.Client(t, options)), prefix)
+			a, heard := openHearing(t, one, "users")
+			b, _ := openHearing(t, two, "users")
+			writer, reader := NewShared[string](b, Raw, 0, Limits{}), NewShared[string](a, Raw, 0, Limits{})
+			q := writer.Acquire(t.Context(), Ask{ID: "k", Token: NewToken()})[0]
+			require.NoError(t, q.Err)
+			require.Equal(t, Granted, q.Verdict)
+			f, err := writer.Encode(q.Lease, Entry[string]{Value: "v"}, Lives{Soft: time.Minute, Hard: time.Minute})
+			require.NoError(t, err)
+			filled := writer.Fill(t.Context(), f)[0]
+			require.NoError(t, filled.Err)
+			require.Equal(t, Stored, filled.Result)
+			got, err := reader.Get(t.Context(), "k", Mark{})
+			require.NoError(t, err)
+			require.Equal(t, Value, got.Kind)
+			require.Equal(t, "v", got.Value)
+			require.True(t, got.Keep)
+			require.NoError(t, b.Invalidate(t.Context(), Once, "", "k")[0].Err)
+			heard.expect(t, "invalidated k")
+			got, err = reader.Get(t.Context(), "k", Mark{epoch: 1})
+			require.NoError(t, err)
+			require.Equal(t, Nothing, got.Kind)
+		})
+	}
 }

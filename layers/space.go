@@ -120,7 +120,7 @@ func (s *Space) ask(ctx context.Context) (uint64, error) {
 	case r := <-ch:
 		return s.generation.Load(), r.Err
 	case <-ctx.Done():
-		return 0, context.Cause(ctx)
+		return 0, endOf(ctx)
 	}
 }
 
