@@ -72,9 +72,9 @@ func redisHit(ctx context.Context, e *env) (_ []Row, err error) {
 	}
 	defer func() { err = errors.Join(err, cache.Close()) }()
 
-	plain := redis.NewClient(&redis.Options{Addr: e.server.addr})
+	plain := redis.NewClient(&redis.Options{Addr: e.server.addr, ContextTimeoutEnabled: true})
 	defer plain.Close() //nolint:errcheck // reads only
-	batched := redis.NewClient(&redis.Options{Addr: e.server.addr})
+	batched := redis.NewClient(&redis.Options{Addr: e.server.addr, ContextTimeoutEnabled: true})
 	defer batched.Close() //nolint:errcheck // reads only
 	bare := &batcher{rdb: batched}
 	rue, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{e.server.addr}, DisableCache: true})
@@ -169,7 +169,8 @@ const prefix = "bench"
 
 // connect returns a shared tier over a client of its own, and what closes both.
 func connect(ctx context.Context, addr string, hooks ...redis.Hook) (*layers.Redis, func() error, error) {
-	rdb := redis.NewClient(&redis.Options{Addr: addr})
+	// With ContextTimeoutEnabled a lone read may go on its caller's goroutine: docs/adr/0007. All go-redis clients here have it.
+	rdb := redis.NewClient(&redis.Options{Addr: addr, ContextTimeoutEnabled: true})
 	for _, h := range hooks {
 		rdb.AddHook(h)
 	}
