@@ -59,7 +59,8 @@ func (f *frontTable) get(hash uint64) *cellHead {
 }
 
 // offer puts a cell that ristretto gave into a slot that is free, or whose cell was not asked for lately, if it is the cell's turn: a
-// sixteenth of the cells has one at a time, so that readers do not fight over slots.
+// sixteenth of the cells has one at a time, so that readers do not fight over slots. A slot with the cell's tag already comes first: what
+// stands there is not what get should have found, and would hide the cell in any other slot.
 //
 // A dead cell never stays in the table:
 //  1. a reader finds the cell alive
@@ -69,7 +70,10 @@ func (f *frontTable) get(hash uint64) *cellHead {
 // Hence the second look at its state after the store: either forget sees the store, or the second look sees the death.
 func (f *frontTable) offer(hash uint64, c *cellHead, turn uint64) {
 	s := f.set(hash)
-	way := s.free()
+	way := s.wayOf(frontTag(hash))
+	if way < 0 {
+		way = s.free()
+	}
 	if way < 0 {
 		if (hash>>40+turn)%16 != 0 {
 			return
@@ -83,6 +87,16 @@ func (f *frontTable) offer(hash uint64, c *cellHead, turn uint64) {
 	if !c.alive() {
 		f.forget(c)
 	}
+}
+
+// wayOf returns the slot with the tag, or -1.
+func (s *frontSet) wayOf(tag uint32) int {
+	for i := range s.tags {
+		if s.tags[i].Load()|frontAsked == tag {
+			return i
+		}
+	}
+	return -1
 }
 
 // free returns a free slot, or -1.

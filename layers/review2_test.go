@@ -310,3 +310,28 @@ func TestClientOfAnotherUserDatabaseAndProtocol(t *testing.T) {
 		})
 	}
 }
+
+// Races: a slot of the front can be left with a key's tag but without its cell, and the key finds its way back into the front all the same.
+//
+//	1 a reader stores a live cell into a slot; 2 the cell is killed, and its slot is cleared; 3 the reader writes the slot's tag
+//	1 a reader stores a cell into a free slot; 2 another stores its own there, and its tag; 3 the first writes its tag
+//
+// Whoever asks for the key comes to that slot first and makes it look asked for, so that nobody else takes it: a hot key would stay out.
+func TestFrontHealsASlotWithoutItsCell(t *testing.T) {
+	const hash, neighbour = 7<<40 | 6, 8<<40 | 6
+	owner := &localOwner{tail: tailOffset[int64, int64]()}
+	live := func(hash uint64) *cellHead {
+		c := &cell[int64, int64]{}
+		c.owner, c.t.hash = owner, hash
+		return &c.cellHead
+	}
+	for name, left := range map[string]*cellHead{"none": nil, "a neighbour's": live(neighbour)} {
+		f := newFront(0)
+		s := f.set(hash)
+		s.cells[0].Store(left)
+		s.tags[0].Store(frontTag(hash))
+		c := live(hash)
+		f.offer(hash, c, 0)
+		require.Equal(t, c, f.get(hash), name)
+	}
+}
