@@ -93,7 +93,8 @@ func (c *Cache[K, V]) localOptions() layers.LocalOptions[K, V] {
 		Name: c.o.Name, TTL: c.o.MemoryTTL, Jitter: max(c.o.Jitter, 0),
 		String: c.keys.text, Direct: c.keys.direct, Parse: c.keys.parse,
 		SizeOf: c.o.SizeOf,
-		SizeAny: func(v V) int {
+		SizeAny: func(v V) (size int) {
+			defer func() { _ = recover() }() // a value that the codec cannot carry is kept all the same
 			data, err := c.o.Codec.Encode(nil, &v)
 			if err != nil {
 				return 0

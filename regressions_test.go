@@ -10,6 +10,7 @@ import (
 
 	"github.com/tiercache/tiercache"
 	"github.com/tiercache/tiercache/internal/redistest"
+	"github.com/tiercache/tiercache/layers"
 )
 
 // Defects that a review found, each played as it was found.
@@ -141,6 +142,39 @@ func TestPanicOfAnOptionHarmsNoOtherKey(t *testing.T) {
 			require.Equal(t, "no life", panicked.Value)
 			require.Equal(t, test.others, got)
 			requireGet(t, b, "bad", "row bad") // not held by A
+		})
+	}
+}
+
+// awkward cannot be encoded: not even the attempt can be made.
+type awkward struct{ Row string }
+
+// MarshalJSON panics.
+func (awkward) MarshalJSON() ([]byte, error) { panic("no form") }
+
+// A codec that panics says that the value cannot be encoded: it is answered, and kept in memory only.
+func TestPanicOfTheCodecIsAnEncodeError(t *testing.T) {
+	for _, where := range []string{"memory", "redis"} {
+		t.Run(where, func(t *testing.T) {
+			o := tiercache.Options[string, awkward]{
+				Name: redistest.Name(t),
+				Load: func(_ context.Context, key string) (awkward, error) { return awkward{"row " + key}, nil },
+			}
+			if where == "redis" {
+				var err error
+				o.Shared, err = layers.NewRedis(t.Context(), redistest.Shared(t).Client(t), patient)
+				require.NoError(t, err)
+				t.Cleanup(func() { require.NoError(t, o.Shared.Close()) })
+			}
+			c, err := tiercache.New(o)
+			require.NoError(t, err)
+			t.Cleanup(func() { require.NoError(t, c.Close()) })
+			for range 2 {
+				got, err := c.Get(t.Context(), "k")
+				require.NoError(t, err)
+				require.Equal(t, awkward{"row k"}, got)
+			}
+			require.EqualValues(t, 1, c.Stats().Loads)
 		})
 	}
 }
