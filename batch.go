@@ -47,7 +47,7 @@ func (c *Cache[K, V]) rebuildSome(ctx context.Context, wants []want[K, V], held 
 	}
 	granted, refused := c.acquireMany(ctx, leased, held) // 5
 	parts := slices.Concat(granted, c.mayLoadAlone(slices.Concat(without, refused)))
-	defer c.release(ctx, false, claimsOf(granted)...) // what a panic left
+	defer c.leave(ctx, claimsOf(granted)...)
 	stop := c.keepMany(ctx, granted)
 	defer stop()
 	if c.o.LoadMany == nil {
@@ -72,6 +72,7 @@ func (c *Cache[K, V]) acquireMany(ctx context.Context, parts []part[K, V], held 
 	for i, got := range c.shared.Acquire(ctx, asks...) {
 		p := parts[i]
 		if got.Err != nil {
+			p.claim.unknown = got.Unknown()
 			c.sharedFailed("acquire", got.Err)
 			refused = append(refused, p)
 			continue
@@ -88,6 +89,7 @@ func (c *Cache[K, V]) acquireMany(ctx context.Context, parts []part[K, V], held 
 			})
 		}
 	}
+	c.abandon(ctx, claimsOf(refused)...)
 	return granted, refused
 }
 

@@ -208,6 +208,7 @@ func (c *Cache[K, V]) rebuild(ctx context.Context, key K, id string, why cause) 
 // can take together.
 func (c *Cache[K, V]) rebuildClaimed(ctx context.Context, key K, id string, claim *claim[K, V]) (answer[V], error) {
 	got, err := rebuild.Obtain(ctx, claim, c.o.LoadTimeout+c.o.LeaseTime, true)
+	c.abandon(ctx, claim)
 	switch {
 	case errors.Is(err, errShared):
 		c.sharedFailed("acquire", err)
@@ -229,7 +230,7 @@ func (c *Cache[K, V]) rebuildClaimed(ctx context.Context, key K, id string, clai
 // loadLeased loads the key under its lease, which a watchdog renews. On every way out the lease is given back, also by a panic of one of
 // the functions in Options: else the other processes would wait for it until it runs out.
 func (c *Cache[K, V]) loadLeased(ctx context.Context, claim *claim[K, V]) (answer[V], error) {
-	defer c.release(ctx, false, claim)
+	defer c.leave(ctx, claim)
 	stop := rebuild.Keep(ctx, c.o.LeaseTime/3, func(ctx context.Context) bool { return c.renew(ctx, claim.lease) })
 	defer stop()
 	entry, err := c.load(ctx, claim.key, claim.id) // 6, 7
@@ -292,6 +293,7 @@ func (c *Cache[K, V]) fill(ctx context.Context, claim *claim[K, V], entry layers
 func (c *Cache[K, V]) filled(claim *claim[K, V], entry layers.Entry[V], fill layers.Fill, filled layers.Filled) {
 	entry.Size = len(fill.Payload)
 	if filled.Err != nil {
+		claim.unknown = true
 		alive(&entry, layers.Lives{Soft: fill.Soft, Hard: fill.Hard})
 		entry.Cap(fill.Lease.Cut)
 		c.keepDoubtful(claim.key, entry, claim.mark)

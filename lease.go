@@ -24,6 +24,7 @@ type claim[K comparable, V any] struct {
 
 	lease    layers.Lease // Granted
 	held     bool         // lease is to be given back, by a fill, an invalidation or release
+	unknown  bool         // the last acquire, or the fill, was not answered: lease, whatever its stamp, may be held all the same
 	found    answer[V]    // Found
 	stale    answer[V]    // a copy past its soft end, for when there is nothing better
 	hasStale bool
@@ -42,6 +43,7 @@ func (l *claim[K, V]) Listen() (ready <-chan struct{}, stop func()) { return l.c
 func (l *claim[K, V]) Acquire(ctx context.Context, poll bool) (rebuild.Answer, error) {
 	for {
 		got := l.c.shared.Acquire(ctx, l.ask(poll))[0]
+		l.unknown = got.Unknown()
 		if got.Err != nil {
 			if ctx.Err() != nil {
 				return rebuild.Answer{}, context.Cause(ctx)
@@ -127,14 +129,49 @@ func (c *Cache[K, V]) release(ctx context.Context, backOff bool, claims ...*clai
 			leases = append(leases, l.lease)
 		}
 	}
-	if len(leases) == 0 {
-		return
+	if len(leases) > 0 {
+		c.giveBack(ctx, backOff, leases)
 	}
+}
+
+func (c *Cache[K, V]) giveBack(ctx context.Context, backOff bool, leases []layers.Lease) {
 	for _, err := range c.shared.Release(context.WithoutCancel(ctx), backOff, leases...) {
 		if err != nil {
 			c.sharedFailed("release", err)
 		}
 	}
+}
+
+// abandon gives back the leases that claims may have without having been told, behind the caller's back: else everybody, this process
+// too, would wait for them until they run out. While the cache is being closed it is done at once.
+func (c *Cache[K, V]) abandon(ctx context.Context, claims ...*claim[K, V]) {
+	var leases []layers.Lease
+	for _, l := range claims {
+		if !l.unknown || !c.shared.Reachable(l.id) {
+			continue
+		}
+		l.unknown = false
+		if l.lease.Stamp == "" { // the acquire was not answered, rather than the fill
+			l.lease = layers.Lease{ID: l.id, Token: l.token}
+		}
+		leases = append(leases, l.lease)
+	}
+	if len(leases) == 0 {
+		return
+	}
+	giveBack := func(ctx context.Context) (answer[V], error) {
+		c.giveBack(ctx, false, leases)
+		return answer[V]{}, nil
+	}
+	if !c.refreshes.Start(ctx, c.number(), giveBack) {
+		_, _ = giveBack(ctx)
+	}
+}
+
+// leave is the end of claims: whatever became of them, what they still hold is given back.
+func (c *Cache[K, V]) leave(ctx context.Context, claims ...*claim[K, V]) {
+	c.release(ctx, false, claims...)
+	c.abandon(ctx, claims...)
 }
 
 // encoded makes the fill of a loaded entry, which gives the lease back. False: there is nothing to store in Redis and the lease was given

@@ -30,7 +30,7 @@ type Cache[K comparable, V any] struct {
 	gate      *rebuild.Gate
 	loads     *rebuild.Loads
 	flights   *rebuild.Flight[answer[V]]
-	refreshes *rebuild.Flight[answer[V]] // of Refresh, which joins nobody; keyed by number
+	refreshes *rebuild.Flight[answer[V]] // of Refresh, which joins nobody, and of what is done behind; keyed by number
 	refreshed atomic.Uint64              // the last number
 	backOff   *rebuild.Pauses            // of a cache without Redis, where it is kept otherwise
 

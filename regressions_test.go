@@ -178,3 +178,70 @@ func TestPanicOfTheCodecIsAnEncodeError(t *testing.T) {
 		})
 	}
 }
+
+// openHasty opens a process whose calls of Redis wait for a second.
+func openHasty(t *testing.T, rdb redis.UniversalClient, o tiercache.Options[string, string]) *peer {
+	t.Helper()
+	p := &peer{process: &process{rdb: rdb}, wire: watch(t, rdb)}
+	var err error
+	p.shared, err = layers.NewRedis(t.Context(), rdb, layers.RedisOptions{ReadTimeout: time.Second, WriteTimeout: time.Second})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, p.shared.Close()) })
+	o.Shared = p.shared
+	p.Cache, err = tiercache.New(o)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = p.Close() })
+	return p
+}
+
+// 1 A's acquire is granted, but the answer does not come in time; 2 A loads without Redis. Nobody fills under that lease: it must not stand
+// in the way of A and of the others until it runs out. The same where Close ends the wait for the answer, and where a fill is not answered.
+func TestLeaseOfWhichNoAnswerToldIsGivenBack(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		read func(a *peer, ctx context.Context) error
+	}{
+		{"Get", func(a *peer, ctx context.Context) error { _, err := a.Get(ctx, "k"); return err }},
+		{"GetMany", func(a *peer, ctx context.Context) error { _, err := a.GetMany(ctx, []string{"k", "l"}); return err }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
+				o := lasting(redistest.Name(t), newSource(map[string]string{"k": "row", "l": "row"}))
+				a, b := openHasty(t, client(t), o), openPeer(t, client(t), o)
+				requireGet(t, b, "k", "row") // Redis knows the scripts
+				requireGet(t, b, "l", "row")
+				require.NoError(t, b.Invalidate(t.Context(), "k", "l"))
+				granted, _ := a.wire.hold(t, after, "acquire")
+				read := make(chan error, 1)
+				go func() { read <- test.read(a, t.Context()) }()
+				await(t, granted, "A has the lease")
+				require.NoError(t, await(t, read, "A's read"))
+				requireGet(t, b, "k", "row")
+			})
+		})
+	}
+	t.Run("Close", func(t *testing.T) {
+		server := redistest.Shared(t)
+		o := lasting(redistest.Name(t), newSource(map[string]string{"k": "row", "warm": "row"}))
+		a, b := openPeer(t, server.Client(t), o), openPeer(t, server.Client(t), o)
+		requireGet(t, b, "warm", "row") // Redis knows the scripts
+		granted, _ := a.wire.hold(t, after, "acquire")
+		waiting := a.get(t.Context(), "k")
+		await(t, granted, "A has the lease")
+		require.NoError(t, a.Close())
+		require.ErrorIs(t, await(t, waiting, "A's Get").err, tiercache.ErrClosed)
+		requireGet(t, b, "k", "row")
+	})
+	t.Run("fill", func(t *testing.T) {
+		server := redistest.Shared(t)
+		o := lasting(redistest.Name(t), newSource(map[string]string{"k": "row"}))
+		a, b := openHasty(t, server.Client(t), o), openPeer(t, server.Client(t), o)
+		once, _ := a.wire.hold(t, before, "fill")
+		waiting := a.get(t.Context(), "k")
+		await(t, once, "A loaded")
+		twice, _ := a.wire.hold(t, before, "fill")
+		await(t, twice, "A filled again")
+		require.Equal(t, result{value: "row"}, await(t, waiting, "A's Get"))
+		requireGet(t, b, "k", "row")
+	})
+}

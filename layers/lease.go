@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 )
 
 // ErrToken is returned where a token is not of the form that NewToken gives. Nothing was sent.
@@ -51,7 +53,7 @@ func (v Verdict) String() string {
 type Lease struct {
 	ID         string
 	Token      Token
-	Stamp      string    // of this grant: a later grant of the same token has another
+	Stamp      string    // of this grant: a later grant of the same token has another; "" in a Release: any
 	Generation uint64    // at the grant; what is filled is of this generation
 	Cut        time.Time // local moment by which a value filled under this lease must be gone; zero: none
 }
@@ -103,6 +105,13 @@ func (s *Space) Acquire(ctx context.Context, asks ...Ask) []Acquired {
 		_, _ = s.confirm(ctx, newest)
 	}
 	return out
+}
+
+// Unknown reports whether the lease may have been granted although no answer says so: then it is to be given back, by a Release of the
+// token without a stamp, or it stands in everybody's way until it runs out.
+func (q *Acquired) Unknown() bool {
+	var reply redis.Error
+	return q.Err != nil && !errors.As(q.Err, &reply) && (errors.Is(q.Err, ErrTimeout) || !errors.Is(q.Err, ErrUnreachable))
 }
 
 // take sets what the acquire script answered.

@@ -163,9 +163,16 @@ func leaseScenarios() []scenario {
 				next := w.granted(NewToken())
 				w.releases(l, true)
 				w.want(w.renews(next), "a repeated release took the next one's lease")
+				// Without a stamp: of a token whose acquire was never answered.
+				w.releases(Lease{ID: next.ID, Token: l.Token}, false)
+				w.want(w.renews(next), "a release without a stamp took another token's lease")
+				w.releases(Lease{ID: next.ID, Token: next.Token}, false)
+				w.want(!w.renews(next), "a release without a stamp did not free the key")
 			},
 			broken: []brokenLine{
-				{"release", "if g.token ~= ARGV[1] or g.stamp ~= ARGV[7] then return { 0, now } end", ""},
+				{"release", "if g.token ~= ARGV[1] or ARGV[7] ~= '' and g.stamp ~= ARGV[7] then return { 0, now } end", ""},
+				{"release", "if g.token ~= ARGV[1] or ARGV[7] ~= '' and", "if ARGV[7] ~= '' and"},
+				{"release", "ARGV[7] ~= '' and ", ""},
 				{"release", "\nendLease(g)\n", "\n"},
 				{"guard", "if last <= now then", "if last <= now then last = now + 1000 end if false then"},
 			},
