@@ -78,6 +78,7 @@ const (
 	backOffMax  = time.Second
 
 	maxLife         = 30 * 365 * 24 * time.Hour // longer durations are cut to it: nothing is added to them that could overflow
+	maxScriptKeys   = 1000                      // keys of one call of Redis that runs a script for each: they fit well into its budget
 	maxLoadManyKeys = 1000                      // keys of one LoadMany call
 	maxParallelGets = 16                        // loads at once of one GetMany where there is only Load
 	maxPending      = 10_000

@@ -3,6 +3,7 @@ package tiercache
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/tiercache/tiercache/consistency"
@@ -60,10 +61,12 @@ func (u *update[K, V]) Renew(ctx context.Context) error {
 		return nil
 	}
 	var errs []error
-	for _, err := range u.c.shared.RenewPending(ctx, u.op, u.ids...) {
-		if err != nil {
-			u.c.sharedFailed("renew", err)
-			errs = append(errs, err)
+	for some := range slices.Chunk(u.ids, maxScriptKeys) {
+		for _, err := range u.c.shared.RenewPending(ctx, u.op, some...) {
+			if err != nil {
+				u.c.sharedFailed("renew", err)
+				errs = append(errs, err)
+			}
 		}
 	}
 	return errors.Join(errs...)
@@ -84,24 +87,26 @@ func (u *update[K, V]) bump() {
 }
 
 // invalidateShared deletes ids in Redis. Those for which that failed, or is unknown, are queued: from then on they are not read from Redis
-// until the queue was replayed, and the error says ErrPending.
+// until the queue was replayed, and the error says ErrPending. So many at a time as the budget of one call is good for.
 func (c *Cache[K, V]) invalidateShared(ctx context.Context, mode layers.Mode, op layers.Token, ids []string) error {
 	if c.shared == nil || len(ids) == 0 {
 		return nil
 	}
 	var first error
-	for i, r := range c.shared.Invalidate(ctx, mode, op, ids...) {
-		if r.Err == nil {
-			continue
+	for some := range slices.Chunk(ids, maxScriptKeys) {
+		for i, r := range c.shared.Invalidate(ctx, mode, op, some...) {
+			if r.Err == nil {
+				continue
+			}
+			if first == nil {
+				first = r.Err
+			}
+			if mode == layers.Announce {
+				c.announces.Add(some[i])
+			}
+			c.pending.Add(some[i])
+			c.sharedFailed("invalidate", r.Err)
 		}
-		if first == nil {
-			first = r.Err
-		}
-		if mode == layers.Announce {
-			c.announces.Add(ids[i])
-		}
-		c.pending.Add(ids[i])
-		c.sharedFailed("invalidate", r.Err)
 	}
 	if first == nil {
 		return nil
