@@ -28,10 +28,14 @@ func (c *Cache[K, V]) GetMany(ctx context.Context, keys []K) (map[K]V, error) {
 	if ctx.Err() != nil {
 		return b.found, contextError(ctx)
 	}
-	waits, missing := b.join(missing)              // 2
-	missing = b.fromShared(ctx, missing)           // 3
-	missing = b.filtered(ctx, missing)             // 4
-	waits = append(waits, b.lead(ctx, missing)...) // 5-8
+	waits, missing := b.join(missing)    // 2
+	missing = b.fromShared(ctx, missing) // 3
+	missing = b.filtered(ctx, missing)   // 4
+	if ctx.Err() == nil {
+		waits = append(waits, b.lead(ctx, missing)...) // 5-8
+	} else if len(missing) > 0 { // who is gone has nothing rebuilt
+		b.cut = true
+	}
 	for _, w := range waits {
 		a, err := w.call.Wait(ctx)
 		b.settle(ctx, w, a, err)
