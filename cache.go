@@ -212,7 +212,11 @@ func (c *Cache[K, V]) rebuildClaimed(ctx context.Context, key K, id string, clai
 	switch {
 	case errors.Is(err, errShared):
 		c.sharedFailed("acquire", err)
-		return c.loadAlone(ctx, key, id, claim.mark, claim.why)
+		a, err := c.loadAlone(ctx, key, id, claim.mark, claim.why)
+		if err != nil { // an earlier answer may have brought a stale copy
+			return claim.staleOr(err)
+		}
+		return a, nil
 	case err != nil: // the other process took too long, or Close
 		return claim.staleOr(err)
 	}
