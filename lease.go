@@ -212,11 +212,16 @@ func (c *Cache[K, V]) fillMany(ctx context.Context, fills []layers.Fill) []layer
 	}
 	ctx = context.WithoutCancel(ctx)
 	filled := c.shared.Fill(ctx, fills...)
+	var again []layers.Fill
+	var at []int
 	for i := range filled {
 		if filled[i].Err != nil {
 			c.sharedFailed("fill", filled[i].Err)
-			filled[i] = c.shared.Fill(ctx, fills[i])[0]
+			again, at = append(again, fills[i]), append(at, i)
 		}
+	}
+	for i, second := range c.shared.Fill(ctx, again...) { // together: one by one a slow Redis would cost one budget each
+		filled[at[i]] = second
 	}
 	return filled
 }
