@@ -239,7 +239,7 @@ func (c *Cache[K, V]) beforeAlone(key K, id string, why cause) (a answer[V], don
 			return answer[V]{Entry: copied.Entry, tier: Memory}, true, nil
 		}
 	}
-	if c.shared == nil && c.backOff.Blocked(id) {
+	if c.backOff.Blocked(id) {
 		c.count.backOffs.Add(1)
 		return a, true, ErrBackingOff
 	}
@@ -249,7 +249,7 @@ func (c *Cache[K, V]) beforeAlone(key K, id string, why cause) (a answer[V], don
 // afterAlone keeps what was loaded without Redis: in doubt where there is one to ask again. What is not to be stored leaves nothing older
 // behind.
 func (c *Cache[K, V]) afterAlone(key K, id string, alone alone, e layers.Entry[V], err error) (answer[V], error) {
-	if c.shared == nil && (err == nil || countsAsFailure(err)) {
+	if err == nil || countsAsFailure(err) {
 		c.backOff.Note(id, err != nil)
 	}
 	if err != nil {

@@ -32,7 +32,7 @@ type Cache[K comparable, V any] struct {
 	flights   *rebuild.Flight[answer[V]]
 	refreshes *rebuild.Flight[answer[V]] // of Refresh, which joins nobody, and of what is done behind; keyed by number
 	refreshed atomic.Uint64              // the last number
-	backOff   *rebuild.Pauses            // of a cache without Redis, where it is kept otherwise
+	backOff   *rebuild.Pauses            // of loads without Redis, where it is kept otherwise
 
 	pending   *consistency.Pending // keys to invalidate once Redis can be reached
 	announces *consistency.Pending // of these, the ones to announce
