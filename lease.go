@@ -29,6 +29,7 @@ type claim[K comparable, V any] struct {
 	stale    answer[V]    // a copy past its soft end, for when there is nothing better
 	hasStale bool
 	older    bool // Refresh: the next value found may come from a lease granted before Refresh began
+	asked    bool // an acquire was answered
 }
 
 func (c *Cache[K, V]) newClaim(key K, id string, mark layers.Mark, why cause) *claim[K, V] {
@@ -60,16 +61,19 @@ func (l *claim[K, V]) ask(poll bool) layers.Ask {
 	return layers.Ask{ID: l.id, Token: l.token, WantStale: !poll && !l.why.refresh, Seen: l.why.seen}
 }
 
-// judge turns Redis's answer into the rebuild's. Not done: ask again at once, which happens at most twice: for a value that this process
-// cannot read, and for one that may be older than the Refresh that wants it.
+// judge turns Redis's answer into the rebuild's. Not done: ask again at once, which happens a few times at most: for a value that this
+// process cannot read, for one whose life ended on its way, and for two that may be older than the Refresh that wants a newer one.
 func (l *claim[K, V]) judge(got layers.Acquired) (rebuild.Answer, bool) {
 	value := l.c.shared.Decode(got)
+	first := !l.asked
+	l.asked = true
 	if got.Verdict == layers.Found {
 		if l.older || value.Kind != layers.Value {
 			if value.Kind == layers.Foreign {
 				l.c.count.decodeErrors.Add(1)
 			}
-			l.why.seen, l.older = value.Stored, false
+			// What stood there at the first look says nothing of the lease that is held now. What is stored after it ends that lease.
+			l.why.seen, l.older = value.Stored, l.older && first
 			return rebuild.Answer{}, false
 		}
 		found, ok := l.c.taken(l.key, value, l.mark, &l.why)
