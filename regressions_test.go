@@ -2,6 +2,9 @@ package tiercache_test
 
 import (
 	"context"
+	"errors"
+	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -244,4 +247,118 @@ func TestLeaseOfWhichNoAnswerToldIsGivenBack(t *testing.T) {
 		require.Equal(t, result{value: "row"}, await(t, waiting, "A's Get"))
 		requireGet(t, b, "k", "row")
 	})
+}
+
+// tripsWith returns how many operations of a name each round trip with any carried.
+func (w *wire) tripsWith(name string) (each []int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, ops := range w.trips {
+		if n := count(ops, name); n > 0 {
+			each = append(each, n)
+		}
+	}
+	return each
+}
+
+// A write of very many keys goes in pieces, each with a budget of its own: one pipeline of all would outlast it, and more keys than can be
+// pending would then clear the whole cache.
+func TestWriteOfManyKeysGoesInPieces(t *testing.T) {
+	keys := make([]string, 2500)
+	for i := range keys {
+		keys[i] = "k" + strconv.Itoa(i)
+	}
+	a := openPeer(t, redistest.Shared(t).Client(t), lasting(redistest.Name(t), newSource(nil)))
+	require.NoError(t, a.Invalidate(t.Context(), keys...))
+	require.NoError(t, a.Announce(t.Context(), keys...))
+	require.NoError(t, a.UpdateMany(t.Context(), keys, func(context.Context) error { return nil }))
+	require.Equal(t, slices.Repeat([]int{1000, 1000, 500}, 4), a.wire.tripsWith("invalidate"))
+}
+
+// Fills that were not answered are sent again together: one by one, a slow Redis would cost those who wait one budget for each key.
+func TestUnansweredFillsAreRepeatedInOnePipeline(t *testing.T) {
+	s := &batches{source: newSource(map[string]string{"a": "1", "b": "2", "c": "3"})}
+	o := lasting(redistest.Name(t), s.source)
+	o.LoadMany = s.loadMany
+	a := openHasty(t, redistest.Shared(t).Client(t), o)
+	a.wire.hold(t, before, "fill")
+	got, err := a.GetMany(t.Context(), []string{"a", "b", "c"})
+	require.NoError(t, err)
+	require.Equal(t, s.rows, got)
+	for _, n := range a.wire.tripsWith("fill") {
+		require.Equal(t, 3, n)
+	}
+}
+
+// P9: a GetMany whose context ends while Redis is asked has nothing rebuilt: who asks next begins anew.
+func TestGetManyThatIsGoneHasNothingRebuilt(t *testing.T) {
+	s := newSource(map[string]string{"a": "1", "b": "2"})
+	a := openPeer(t, redistest.Shared(t).Client(t), lasting(redistest.Name(t), s))
+	asked, answer := a.wire.hold(t, before, "mget")
+	_, load := a.wire.hold(t, before, "acquire")
+	ctx, leave := context.WithCancel(t.Context())
+	many := func(ctx context.Context) <-chan error {
+		c := make(chan error, 1)
+		go func() {
+			_, err := a.GetMany(ctx, []string{"a", "b"})
+			c <- err
+		}()
+		return c
+	}
+	first := many(ctx)
+	await(t, asked, "Redis is asked")
+	leave()
+	require.ErrorIs(t, await(t, first, "the first GetMany"), context.Canceled)
+	answer()
+	second := many(t.Context())
+	eventually(t, func() bool { return a.Stats().Misses == 4 || a.Stats().Coalesced > 0 }, "the second one has asked Redis, or joined")
+	load()
+	require.NoError(t, await(t, second, "the second GetMany"))
+	require.Zero(t, a.Stats().Coalesced)
+}
+
+// P8 where Redis is away: a key that failed twice in a row rests all the same.
+func TestFailingKeyRestsWithoutRedisToo(t *testing.T) {
+	s := newSource(nil)
+	s.before(func(context.Context, string) error { return errDown })
+	rdb := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", MaxRetries: -1, DialerRetries: 1})
+	t.Cleanup(func() { require.NoError(t, rdb.Close()) })
+	a := openHasty(t, rdb, lasting(redistest.Name(t), s))
+	eventually(t, func() bool {
+		_, err := a.Get(t.Context(), "k")
+		return errors.Is(err, tiercache.ErrBackingOff)
+	}, "the key rests")
+}
+
+// 1 B's Refresh has the lease and read the old row; 2 the row changes; 3 A's Refresh begins, its GET fails, its acquire finds the entry that B
+// means to replace, then B; 4 B stores what it read. A must not be answered with that: it was loaded before A's Refresh began.
+func TestRefreshIsNotAnsweredByALeaseOfBefore(t *testing.T) {
+	server := redistest.Shared(t)
+	s := newSource(map[string]string{"k": "old"})
+	o := lasting(redistest.Name(t), s)
+	a, b := openHasty(t, server.Client(t), o), openPeer(t, server.Client(t), o)
+	requireGet(t, b, "k", "old")
+	refresh := func(p *peer) <-chan result {
+		c := make(chan result, 1)
+		go func() {
+			v, err := p.Refresh(t.Context(), "k")
+			c <- result{v, err}
+		}()
+		return c
+	}
+	read, store := s.holdRead(t, "k")
+	older := refresh(b)
+	await(t, read, "B read the row")
+	s.write("k", "new")
+	a.wire.hold(t, before, "mget")
+	found, ask := a.wire.hold(t, after, "acquire")
+	newer := refresh(a)
+	await(t, found, "A found the old entry")
+	held, goOn := a.wire.hold(t, after, "acquire")
+	ask()
+	await(t, held, "A is told that B loads")
+	store()
+	require.Equal(t, result{value: "old"}, await(t, older, "B's Refresh"))
+	goOn()
+	require.Equal(t, result{value: "new"}, await(t, newer, "A's Refresh"))
 }
