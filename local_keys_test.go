@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,13 +16,13 @@ import (
 )
 
 // openEcho opens a cache whose rows are their keys' Go syntax, and counts its loads.
-func openEcho[K comparable](t *testing.T, keyString func(K) string) (*tiercache.Cache[K, string], *int) {
+func openEcho[K comparable](t *testing.T, keyString func(K) string) (*tiercache.Cache[K, string], *atomic.Int64) {
 	t.Helper()
-	loads := 0
+	loads := new(atomic.Int64)
 	return openCache(t, tiercache.Options[K, string]{
 		Name: "echo", KeyString: keyString,
-		Load: func(_ context.Context, key K) (string, error) { loads++; return fmt.Sprintf("%#v", key), nil },
-	}), &loads
+		Load: func(_ context.Context, key K) (string, error) { loads.Add(1); return fmt.Sprintf("%#v", key), nil },
+	}), loads
 }
 
 // loud is a string whose String method makes different keys alike; it must not be asked.
@@ -50,12 +51,12 @@ func TestKeysWithTheSameFormAreOneEntry(t *testing.T) {
 		c, loads := openEcho(t, strings.ToLower)
 		wantValue(t, c, "Key", `"Key"`)
 		wantValue(t, c, "KEY", `"Key"`)
-		require.Equal(t, 1, *loads)
+		require.EqualValues(t, 1, loads.Load())
 		require.NoError(t, c.Invalidate(t.Context(), "key"))
 		wantValue(t, c, "KEY", `"KEY"`)
 		require.NoError(t, c.Set(t.Context(), "kEY", "set"))
 		wantValue(t, c, "Key", "set")
-		require.Equal(t, 2, *loads)
+		require.EqualValues(t, 2, loads.Load())
 	})
 }
 
@@ -68,7 +69,7 @@ func TestNamedStringsAreToldApartWhateverTheirStringMethodSays(t *testing.T) {
 			wantValue(t, c, loud("A"), `"A"`)
 			wantValue(t, c, loud(""), `""`)
 		}
-		require.Equal(t, 3, *loads)
+		require.EqualValues(t, 3, loads.Load())
 	})
 }
 
@@ -82,12 +83,12 @@ func TestStructKeys(t *testing.T) {
 		require.Len(t, rows, 2)
 		require.NotEqual(t, rows[a], rows[b])
 		wantValue(t, c, a, rows[a])
-		require.Equal(t, 2, *loads)
+		require.EqualValues(t, 2, loads.Load())
 		require.NoError(t, c.Invalidate(t.Context(), a))
 		wantValue(t, c, b, rows[b])
-		require.Equal(t, 2, *loads)
+		require.EqualValues(t, 2, loads.Load())
 		wantValue(t, c, a, rows[a])
-		require.Equal(t, 3, *loads)
+		require.EqualValues(t, 3, loads.Load())
 	})
 }
 
@@ -119,7 +120,7 @@ func TestCallsWithABadKeyFailAndDoNothing(t *testing.T) {
 				}
 				pass(time.Second)
 				wantValue(t, c, good, kept)
-				require.Equal(t, 1, *loads)
+				require.EqualValues(t, 1, loads.Load())
 				require.EqualValues(t, 1, c.Stats().MemoryEntries)
 			})
 		})
@@ -135,6 +136,6 @@ func TestEmptyAndLongKeysAreKeys(t *testing.T) {
 			wantValue(t, c, "", `""`)
 			wantValue(t, c, long, fmt.Sprintf("%q", long))
 		}
-		require.Equal(t, 2, *loads)
+		require.EqualValues(t, 2, loads.Load())
 	})
 }

@@ -268,6 +268,8 @@ func TestCloneKeepsCallersApart(t *testing.T) {
 			require.Equal(t, "value", string(rows["l"]))
 			spoil(rows["k"])
 			spoil(rows["l"])
+			wantValue(t, c, "k", []byte("value"))
+			wantValue(t, c, "l", []byte("value"))
 			require.Equal(t, "value", string(loaded))
 			v, err = c.Refresh(t.Context(), "k")
 			require.NoError(t, err)
