@@ -275,7 +275,7 @@ func (c *Cache[K, V]) load(ctx context.Context, key K, id string) (layers.Entry[
 	value, took, err := rebuild.Run(ctx, c.loads, func(ctx context.Context) (V, error) { return c.loadOne(ctx, key) })
 	c.loaded(id, took, err)
 	switch {
-	case errors.Is(err, ErrNotFound):
+	case saysAbsent(err):
 		return layers.Entry[V]{Absent: true, Born: time.Now(), Cost: took}, nil
 	case err != nil:
 		return layers.Entry[V]{}, err

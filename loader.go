@@ -152,7 +152,7 @@ func (c *Cache[K, V]) loaded(id string, took time.Duration, err error) {
 func (c *Cache[K, V]) countLoad(err error) {
 	var panicked *PanicError
 	switch {
-	case err == nil, errors.Is(err, ErrNotFound):
+	case err == nil, saysAbsent(err):
 	case errors.Is(err, ErrOverloaded):
 		c.count.shed.Add(1)
 	case errors.As(err, &panicked), errors.Is(err, ErrGoexit):
@@ -161,6 +161,12 @@ func (c *Cache[K, V]) countLoad(err error) {
 	default:
 		c.count.loadErrors.Add(1)
 	}
+}
+
+// saysAbsent reports whether err is the loader's word that there is no such row. A panic is not, whatever its value.
+func saysAbsent(err error) bool {
+	var panicked *PanicError
+	return errors.Is(err, ErrNotFound) && !errors.As(err, &panicked)
 }
 
 // countsAsFailure reports whether err says that the source fails, so that the key backs off: not a panic or Goexit, which say something

@@ -302,3 +302,25 @@ func TestErrorsMatchByValueAndType(t *testing.T) {
 	require.ErrorIs(t, tiercache.ErrOverloaded, rebuild.ErrOverloaded)
 	require.ErrorIs(t, tiercache.ErrGoexit, rebuild.ErrGoexit)
 }
+
+func TestPanicWithNotFoundIsAPanic(t *testing.T) {
+	// P9: a loader that panics with an error that wraps ErrNotFound did not say that there is no such row: the caller gets the panic, and
+	// nothing is kept.
+	synctest.Test(t, func(t *testing.T) {
+		calls := 0
+		cache, err := tiercache.New(tiercache.Options[string, string]{Name: "panic", Load: func(context.Context, string) (string, error) {
+			if calls++; calls == 1 {
+				panic(fmt.Errorf("no rows: %w", tiercache.ErrNotFound))
+			}
+			return "v", nil
+		}})
+		require.NoError(t, err)
+		defer func() { require.NoError(t, cache.Close()) }()
+		_, err = cache.Get(t.Context(), "k")
+		var panicked *tiercache.PanicError
+		require.ErrorAs(t, err, &panicked)
+		v, err := cache.Get(t.Context(), "k")
+		require.NoError(t, err)
+		require.Equal(t, "v", v)
+	})
+}

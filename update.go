@@ -183,7 +183,8 @@ func (c *Cache[K, V]) setShared(ctx context.Context, key K, id string, e layers.
 }
 
 // Announce tells every process that rows of these keys are about to be inserted: call it before the insert commits, and commit within
-// DeleteWindow less the replica lag, else wrap the insert in Update. "Not found" answers of these keys are dropped, and no filter says
+// DeleteWindow less the replica lag, else wrap the insert in Update. Where any process of this Name has a Filter, every one that announces
+// must have it. "Not found" answers of these keys are dropped, and no filter says
 // "absent" of them from its return on. It returns ErrPending if Redis could not be reached: do not insert before it returned nil.
 func (c *Cache[K, V]) Announce(ctx context.Context, keys ...K) error {
 	ids, err := c.enterMany(ctx, keys)
