@@ -92,6 +92,13 @@ func (c *Cache[K, V]) invalidateShared(ctx context.Context, mode layers.Mode, op
 	if c.shared == nil || len(ids) == 0 {
 		return nil
 	}
+	if ctx.Err() != nil { // not sent: a script that nobody waits for may run or not
+		c.pending.Add(ids...)
+		if mode == layers.Announce {
+			c.announces.Add(ids...)
+		}
+		return errors.Join(ErrPending, contextError(ctx))
+	}
 	var first error
 	for some := range slices.Chunk(ids, maxScriptKeys) {
 		for i, r := range c.shared.Invalidate(ctx, mode, op, some...) {
