@@ -250,7 +250,7 @@ func (c *Cache[K, V]) shut() error {
 		<-c.idle
 		if c.pending.Overflowed() {
 			errs = append(errs, fmt.Errorf("tiercache: close %q: a Clear, or more invalidations than could be kept, never reached Redis", c.o.Name))
-		} else if n := c.pending.Len(); n > 0 {
+		} else if n := max(c.pending.Len(), c.announces.Len()); n > 0 {
 			errs = append(errs, fmt.Errorf("tiercache: close %q: %d invalidations never reached Redis", c.o.Name, n))
 		}
 		c.shared.Close()

@@ -92,7 +92,7 @@ func (c *Cache[K, V]) Stats() Stats {
 		Shed: n.shed.Load(), BackOffs: n.backOffs.Load(),
 		SharedErrors: n.sharedErrors.Load(), EncodeErrors: n.encodeErrors.Load(), DecodeErrors: n.decodeErrors.Load(),
 		BusGaps: n.busGaps.Load(), Invalidations: n.invalidations.Load(), Events: n.events.Load(),
-		Pending:      uint64(c.pending.Len()),
+		Pending:      uint64(max(c.pending.Len(), c.announces.Len())),
 		LoadsRunning: c.gate.Running(), LoadsWaiting: c.gate.Waiting(),
 	}
 	m := c.memory.Stats()
