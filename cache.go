@@ -31,11 +31,12 @@ func (c *Cache[K, V]) Get(ctx context.Context, key K) (V, error) {
 		return v, ErrNotFound
 	case layers.Miss:
 	}
-	a, err := c.get(ctx, key)
+	var a answer[V]
+	err := c.get(ctx, key, &a)
 	return a.Value, err
 }
 
-// get is Get where memory has nothing fresh, step by step:
+// get is Get into a, which is zero, where memory has nothing fresh, step by step:
 //
 //	1 memory      stale, or doubtful while Redis is away: answered, and rebuilt behind
 //	2 flight      this process rebuilds the key already: wait for that
@@ -45,44 +46,55 @@ func (c *Cache[K, V]) Get(ctx context.Context, key K) (V, error) {
 //	6 gate        so many loads at once in this process (load)
 //	7 load        the source, under its own time-out (load)
 //	8 fill        kept only if the lease still stands (fill)
-func (c *Cache[K, V]) get(ctx context.Context, key K) (answer[V], error) {
+//
+// A hit in Redis is the path that counts: one answer is handed down it, since every copy would be another touch of cold memory.
+func (c *Cache[K, V]) get(ctx context.Context, key K, a *answer[V]) error {
 	id, err := c.enter(ctx, key)
 	if err != nil {
-		return answer[V]{}, err
+		return err
 	}
-	if a, ok := c.fromMemory(ctx, key, id); ok { // 1
+	if c.fromMemory(ctx, key, id, a) { // 1
 		return c.settle(ctx, key, id, a, nil)
 	}
 	if ctx.Err() != nil {
-		return answer[V]{}, contextError(ctx)
+		return contextError(ctx)
 	}
-	if a, ok, err := c.flights.Join(ctx, id); ok { // 2
-		c.count.coalesced.Add(1)
-		return c.settle(ctx, key, id, a, err)
+	if call, ok := c.flights.Running(id); ok { // 2
+		return c.ride(ctx, key, id, call, a)
 	}
 	var why cause
 	if c.o.FilterFirst && c.certainlyAbsent(id, why) {
-		return c.settle(ctx, key, id, filteredAnswer[V](), nil)
+		*a = filteredAnswer[V]()
+		return c.settle(ctx, key, id, a, nil)
 	}
-	a, ok, err := c.fromShared(ctx, key, id, &why) // 3
+	ok, err := c.fromShared(ctx, key, id, &why, a) // 3
 	if ok || err != nil {
 		return c.settle(ctx, key, id, a, err)
 	}
 	c.count.misses.Add(1)
 	if c.certainlyAbsent(id, why) { // 4
-		return c.settle(ctx, key, id, filteredAnswer[V](), nil)
+		*a = filteredAnswer[V]()
+		return c.settle(ctx, key, id, a, nil)
 	}
-	return c.fly(ctx, key, id, why) // 5-8
+	return c.fly(ctx, key, id, why, a) // 5-8
+}
+
+// ride waits for the rebuild that is under way.
+func (c *Cache[K, V]) ride(ctx context.Context, key K, id string, call *rebuild.Call[answer[V]], a *answer[V]) (err error) {
+	c.count.coalesced.Add(1)
+	*a, err = call.Wait(ctx)
+	return c.settle(ctx, key, id, a, err)
 }
 
 // fly has the key rebuilt, by this caller's flight or by one that began a moment ago.
-func (c *Cache[K, V]) fly(ctx context.Context, key K, id string, why cause) (answer[V], error) {
-	a, joined, err := c.flights.Do(ctx, id, func(ctx context.Context) (answer[V], error) {
+func (c *Cache[K, V]) fly(ctx context.Context, key K, id string, why cause, a *answer[V]) error {
+	got, joined, err := c.flights.Do(ctx, id, func(ctx context.Context) (answer[V], error) {
 		return c.rebuild(ctx, key, id, why)
 	})
 	if joined {
 		c.count.coalesced.Add(1)
 	}
+	*a = got
 	return c.settle(ctx, key, id, a, err)
 }
 
@@ -97,100 +109,99 @@ type cause struct {
 
 // fromMemory is step 1: what memory may answer although it is not fresh and trusted. A trusted copy past its soft end, younger than
 // MemoryTTL, is answered while one rebuild runs behind it. A copy in doubt is answered only while its master cannot be asked.
-func (c *Cache[K, V]) fromMemory(ctx context.Context, key K, id string) (answer[V], bool) {
-	a, ok := c.inMemory(key, id)
+func (c *Cache[K, V]) fromMemory(ctx context.Context, key K, id string, a *answer[V]) bool {
+	ok := c.inMemory(key, id, a)
 	if ok && a.stale {
-		a = c.revalidate(ctx, key, id, a)
+		c.revalidate(ctx, key, id, a)
 	}
-	return a, ok
+	return ok
 }
 
 // inMemory is fromMemory without the rebuild.
-func (c *Cache[K, V]) inMemory(key K, id string) (answer[V], bool) {
+func (c *Cache[K, V]) inMemory(key K, id string, a *answer[V]) bool {
 	copied, ok := c.local.Look(key)
 	if !ok || !copied.Young {
-		return answer[V]{}, false
+		return false
 	}
 	if !copied.Trusted && (c.shared == nil || c.shared.Reachable(id)) {
-		return answer[V]{}, false
+		return false
 	}
 	fresh := copied.Fresh(time.Now())
 	if fresh && !copied.Absent {
 		c.count.memoryHits.add()
 	}
-	return answer[V]{Entry: copied.Entry, tier: Memory, stale: !fresh}, true
+	a.Entry, a.tier, a.stale = copied.Entry, Memory, !fresh
+	return true
 }
 
 // fromShared is step 3. The mark is taken before the GET is sent: what the GET brings is kept in memory only if no invalidation was heard
 // since (protocol race R2); and before the pending invalidations are looked at: one that is queued just after the look voids it (R13).
 // It reports false if the key must be rebuilt, and notes in why what that rebuild should know.
-func (c *Cache[K, V]) fromShared(ctx context.Context, key K, id string, why *cause) (answer[V], bool, error) {
+func (c *Cache[K, V]) fromShared(ctx context.Context, key K, id string, why *cause, a *answer[V]) (bool, error) {
 	mark := c.local.Mark(key)
 	if !c.askable(id) {
-		return answer[V]{}, false, nil
+		return false, nil
 	}
-	found, err := c.shared.Get(ctx, id, mark)
-	if err != nil {
+	var found layers.Reading[V]
+	if err := c.shared.Read(ctx, id, mark, &found); err != nil {
 		if ctx.Err() == nil {
 			c.sharedFailed("get", err)
 		}
-		return answer[V]{}, false, ctx.Err()
+		return false, ctx.Err()
 	}
-	a, ok := c.taken(key, found, mark, why)
+	ok := c.taken(key, &found, mark, why, a)
 	if ok && a.stale {
-		a = c.revalidate(ctx, key, id, a)
+		c.revalidate(ctx, key, id, a)
 	}
-	return a, ok, nil
+	return ok, nil
 }
 
 // taken turns what Redis returned into an answer and keeps it in memory if the mark still stands, for no longer than Redis keeps it.
-func (c *Cache[K, V]) taken(key K, found layers.Reading[V], mark layers.Mark, why *cause) (answer[V], bool) {
+func (c *Cache[K, V]) taken(key K, found *layers.Reading[V], mark layers.Mark, why *cause, a *answer[V]) bool {
 	switch found.Kind {
 	case layers.Nothing:
 		why.asked = true
-		return answer[V]{}, false
+		return false
 	case layers.Marker:
 		why.marked = true
-		return answer[V]{}, false
+		return false
 	case layers.Foreign:
 		why.asked = true
 		c.count.decodeErrors.Add(1)
 		why.seen = found.Stored
-		return answer[V]{}, false
+		return false
 	case layers.Value:
 	}
 	now := time.Now()
 	if found.Expired(now) {
-		return answer[V]{}, false
+		return false
 	}
-	if found.Keep {
+	if found.Keep && c.o.MemoryTTL > 0 {
 		c.keep(key, found.Entry, mark, cause{})
 	}
-	a := answer[V]{Entry: found.Entry, tier: Shared, stale: !found.Fresh(now)}
+	a.Entry, a.tier, a.stale = found.Entry, Shared, !found.Fresh(now)
 	if !a.stale && !a.Absent {
-		c.count.sharedHits.Add(1)
+		c.count.sharedHits.add()
 	}
-	return a, true
+	return true
 }
 
-// revalidate answers a stale entry while one rebuild of it runs behind: at once, or after waiting StaleWait for the fresh value. The
-// rebuild asks Redis first, by its lease, since another process may have been faster.
-func (c *Cache[K, V]) revalidate(ctx context.Context, key K, id string, a answer[V]) answer[V] {
+// revalidate has a stale answer given while one rebuild of it runs behind: at once, or after waiting StaleWait for the fresh value, which
+// replaces it. The rebuild asks Redis first, by its lease, since another process may have been faster.
+func (c *Cache[K, V]) revalidate(ctx context.Context, key K, id string, a *answer[V]) {
 	again := func(ctx context.Context) (answer[V], error) { return c.rebuild(ctx, key, id, cause{}) }
 	if c.o.StaleWait == 0 {
 		c.flights.Start(ctx, id, again)
-		return a
+		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.o.StaleWait)
 	defer cancel()
 	fresh, _, err := c.flights.Do(ctx, id, again)
-	if err != nil {
-		if ctx.Err() == nil { // else the rebuild has not failed: it goes on
-			a.cause = err
-		}
-		return a
+	if err == nil {
+		*a = fresh
+	} else if ctx.Err() == nil { // else the rebuild has not failed: it goes on
+		a.cause = err
 	}
-	return fresh
 }
 
 // rebuild replaces what is missing or past its soft end: steps 5 to 8. It runs once a key and process, on a goroutine of its flight, with

@@ -76,12 +76,11 @@ func (l *claim[K, V]) judge(got layers.Acquired) (rebuild.Answer, bool) {
 			l.why.seen, l.older = value.Stored, l.older && first
 			return rebuild.Answer{}, false
 		}
-		found, ok := l.c.taken(l.key, value, l.mark, &l.why)
-		if !ok { // its life ended on its way here: another look, at which it is nothing
+		l.found = answer[V]{}
+		if !l.c.taken(l.key, &value, l.mark, &l.why, &l.found) { // its life ended on its way here: another look, at which it is nothing
 			l.why.seen = value.Stored
 			return rebuild.Answer{}, false
 		}
-		l.found = found
 		return rebuild.Answer{Verdict: rebuild.Found}, true
 	}
 	if value.Kind == layers.Value && !value.Absent && !value.Expired(time.Now()) && !l.why.refresh {

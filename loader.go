@@ -55,8 +55,8 @@ func (c *Cache[K, V]) GetEntry(ctx context.Context, key K) (Entry[V], error) {
 		}
 		return e, nil
 	}
-	a, err := c.get(ctx, key)
-	if err != nil {
+	var a answer[V]
+	if err := c.get(ctx, key, &a); err != nil {
 		return Entry[V]{Tier: a.tier}, err
 	}
 	return Entry[V]{Value: a.Value, Stale: a.stale, Age: time.Since(a.Born), Tier: a.tier}, nil
@@ -75,19 +75,11 @@ func filteredAnswer[V any]() answer[V] { return answer[V]{Entry: layers.Entry[V]
 
 // settle turns what the steps ended with into what the caller is given: a stale copy rather than an error, ErrNotFound for "absent", the
 // caller's own context error as it is, and any other error as *LoadError.
-func (c *Cache[K, V]) settle(ctx context.Context, key K, id string, a answer[V], err error) (answer[V], error) {
+func (c *Cache[K, V]) settle(ctx context.Context, key K, id string, a *answer[V], err error) error {
 	if err != nil {
-		if ctx.Err() != nil {
-			return answer[V]{}, contextError(ctx)
+		if err := c.failed(ctx, key, id, a, err); err != nil {
+			return err
 		}
-		if c.closed.Load() && errors.Is(err, ErrClosed) {
-			return answer[V]{}, ErrClosed
-		}
-		copied, ok := c.local.Look(key)
-		if !ok || copied.Absent {
-			return answer[V]{}, &LoadError{Key: id, Err: err}
-		}
-		a = answer[V]{Entry: copied.Entry, tier: Memory, stale: true, cause: err}
 	}
 	if a.stale {
 		c.servedStale(id, a)
@@ -96,14 +88,31 @@ func (c *Cache[K, V]) settle(ctx context.Context, key K, id string, a answer[V],
 		if a.tier != Source {
 			c.count.absentHits.Add(1)
 		}
-		return a, ErrNotFound
+		return ErrNotFound
 	}
 	a.Value = c.cloned(a.Value)
-	return a, nil
+	return nil
+}
+
+// failed is settle for an error: the error that the caller is given, or nil if a is a stale copy now.
+func (c *Cache[K, V]) failed(ctx context.Context, key K, id string, a *answer[V], err error) error {
+	*a = answer[V]{}
+	if ctx.Err() != nil {
+		return contextError(ctx)
+	}
+	if c.closed.Load() && errors.Is(err, ErrClosed) {
+		return ErrClosed
+	}
+	copied, ok := c.local.Look(key)
+	if !ok || copied.Absent {
+		return &LoadError{Key: id, Err: err}
+	}
+	*a = answer[V]{Entry: copied.Entry, tier: Memory, stale: true, cause: err}
+	return nil
 }
 
 // servedStale counts and tells of a stale answer.
-func (c *Cache[K, V]) servedStale(id string, a answer[V]) {
+func (c *Cache[K, V]) servedStale(id string, a *answer[V]) {
 	c.count.staleServed.Add(1)
 	if a.cause != nil {
 		c.count.staleErrors.Add(1)

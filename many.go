@@ -84,7 +84,8 @@ func (b *batch[K, V]) fromMemory(ctx context.Context, keys []K, ids []string) []
 		case layers.Miss:
 		}
 		w := want[K, V]{key: key, id: ids[i]}
-		if a, ok := b.c.inMemory(key, ids[i]); ok {
+		var a answer[V]
+		if b.c.inMemory(key, ids[i], &a) {
 			b.answerNow(ctx, w, a)
 			continue
 		}
@@ -143,7 +144,8 @@ func (b *batch[K, V]) fromShared(ctx context.Context, missing []want[K, V]) (res
 			c.sharedFailed("get", errs[i])
 		}
 		if errs[i] == nil {
-			if a, ok := c.taken(w.key, found[i], marks[i], &w.why); ok {
+			var a answer[V]
+			if c.taken(w.key, &found[i], marks[i], &w.why, &a) {
 				b.answerNow(ctx, w, a)
 				continue
 			}
@@ -188,7 +190,7 @@ func (b *batch[K, V]) lead(ctx context.Context, wants []want[K, V]) []want[K, V]
 
 // settle notes the answer of one key.
 func (b *batch[K, V]) settle(ctx context.Context, w want[K, V], a answer[V], err error) {
-	a, err = b.c.settle(ctx, w.key, w.id, a, err)
+	err = b.c.settle(ctx, w.key, w.id, &a, err)
 	var failed *LoadError
 	switch {
 	case err == nil:

@@ -54,8 +54,9 @@ type Hooks struct {
 // counters are the counts behind Stats. The count of memory hits is striped, since one shared word would be the slowest thing of a hit.
 type counters struct {
 	memoryHits striped
+	sharedHits striped // of many callers at once: what one batch brought
 
-	sharedHits, absentHits, filtered, misses, coalesced                      atomic.Uint64
+	absentHits, filtered, misses, coalesced                      atomic.Uint64
 	loads, loadedKeys, loadErrors, loadPanics, loadsRefused                  atomic.Uint64
 	staleServed, staleErrors, shed, backOffs                                 atomic.Uint64
 	sharedErrors, encodeErrors, decodeErrors, busGaps, invalidations, events atomic.Uint64
@@ -85,7 +86,7 @@ func (s *striped) load() (sum uint64) {
 func (c *Cache[K, V]) Stats() Stats {
 	n := &c.count
 	s := Stats{
-		MemoryHits: n.memoryHits.load(), SharedHits: n.sharedHits.Load(), AbsentHits: n.absentHits.Load(),
+		MemoryHits: n.memoryHits.load(), SharedHits: n.sharedHits.load(), AbsentHits: n.absentHits.Load(),
 		Filtered: n.filtered.Load(), Misses: n.misses.Load(), Coalesced: n.coalesced.Load(),
 		Loads: n.loads.Load(), LoadedKeys: n.loadedKeys.Load(), LoadErrors: n.loadErrors.Load(), LoadPanics: n.loadPanics.Load(),
 		LoadsRefused: n.loadsRefused.Load(), StaleServed: n.staleServed.Load(), StaleErrors: n.staleErrors.Load(),

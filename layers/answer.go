@@ -87,7 +87,7 @@ func (b *batch) fill(a *answer) (away bool) {
 	m := b.m
 	for i, cmd := range a.lone {
 		q := b.reqs[i]
-		q.sent, q.keep = a.sent, !m.moved
+		q.reply = &reply{sent: a.sent, keep: !m.moved}
 		q.raw, q.now, q.err = parseLone(cmd)
 		q.err = m.explain(q.err)
 	}
@@ -110,8 +110,9 @@ func (b *batch) fill(a *answer) (away bool) {
 		if err == nil && len(values) != p.to-p.from {
 			err = errors.New("layers: redis answered another number of values than it was asked for")
 		}
+		all := &reply{err: err, now: now, sent: a.sent, keep: !m.moved, away: moved}
 		for i, q := range a.reqs[p.from:p.to] {
-			q.sent, q.now, q.err, q.away, q.keep = a.sent, now, err, moved, !m.moved
+			q.reply = all
 			if err == nil {
 				q.raw = values[i]
 			}

@@ -2,6 +2,7 @@ package layers
 
 import (
 	"context"
+	"hash/maphash"
 	"runtime"
 	"slices"
 	"sync"
@@ -26,19 +27,65 @@ type request struct {
 	key  string
 	mark Mark
 
-	raw  string    // the reply; "": there is no such key
+	raw    string // what stands there; "": there is no such key
+	*reply        // nil until it was answered
+
+	shared *sharing // somebody joined; guarded by gets.mu until the answer is there; nil: nobody did
+	batch  *batch
+	next   *request // in the same slot of the table; guarded by gets.mu
+	hash   uint32
+	slot   uint16 // of a cluster
+}
+
+// reply is what is known of an answer beside the value: one for all requests that were answered together.
+type reply struct {
 	err  error     // raw is nothing then
 	now  int64     // ms of the server's clock, not before the key was read
 	sent time.Time // of this process's clock, before the request was sent
 	keep bool      // false: it came by a detour, and must not be kept in memory
+	away bool      // the slot has moved: ask again where it is
+}
 
-	shared     bool      // somebody joined; guarded by gets.mu until the answer is there
-	decodeOnce sync.Once // for the decoding, done once for all who share the reply
-	decoded    any
+// sharing is the decoding of a reply, done once for all who share it.
+type sharing struct {
+	once    sync.Once
+	decoded any
+}
 
-	away  bool // the slot has moved: ask again where it is
-	slot  uint16
-	batch *batch
+// tableSlots is more than are under way in a crowd, for one short chain a request; the table takes 8 KiB. Chosen; not tuned.
+const tableSlots = 1 << 10
+
+// table finds the requests that are under way by their key. Its chains run through the requests, so that adding one and taking it off
+// costs neither an allocation nor a second look at the key.
+type table [tableSlots]*request
+
+var tableSeed = maphash.MakeSeed()
+
+func tableHash(key string) uint32 { return uint32(maphash.String(tableSeed, key)) } //nolint:gosec // a part is enough
+
+// find returns the newest request for key under an equal mark, or nil.
+func (t *table) find(hash uint32, key string, mark Mark) *request {
+	for q := t[hash%tableSlots]; q != nil; q = q.next {
+		if q.hash == hash && q.key == key && q.mark == mark {
+			return q
+		}
+	}
+	return nil
+}
+
+func (t *table) add(q *request) {
+	slot := &t[q.hash%tableSlots]
+	q.next, *slot = *slot, q
+}
+
+// remove takes q off, if it is there.
+func (t *table) remove(q *request) {
+	for at := &t[q.hash%tableSlots]; *at != nil; at = &(*at).next {
+		if *at == q {
+			*at, q.next = q.next, nil
+			return
+		}
+	}
 }
 
 // wait returns when the request was answered, its budget is over, or ctx has ended. Leaving needs no clean-up.
@@ -66,10 +113,11 @@ type batch struct {
 // gets are a master's GETs: those that wait and those that are under way.
 type gets struct {
 	mu      sync.Mutex
-	under   map[string]*request // the newest request of each key, from its making to its answer
+	under   table    // the requests, from their making to their answer
 	waiting []*batch            // oldest first; the last one takes new requests
 	flying  []*batch
 	queued  int // requests in waiting
+	recent  int // requests of the batch sent last: the next one gets room for as many
 	crew    crew
 	calm    int // small batches that must pass before a call may go directly
 
@@ -112,7 +160,7 @@ func (r *Redis) getMany(ctx context.Context, keys []string, marks []Mark) []*req
 			err = m.refuse()
 		}
 		if err != nil {
-			out[i] = &request{key: key, mark: marks[i], err: err}
+			out[i] = failedRequest(key, marks[i], err)
 			continue
 		}
 		ways[i] = way{m, slot}
@@ -131,10 +179,14 @@ func (r *Redis) getMany(ctx context.Context, keys []string, marks []Mark) []*req
 			out[i], err = r.follow(ctx, q)
 		}
 		if err != nil { // q is not ours to write to, and after a wait that ended early not ours to read
-			out[i] = &request{key: keys[i], mark: marks[i], err: err}
+			out[i] = failedRequest(keys[i], marks[i], err)
 		}
 	}
 	return out
+}
+
+func failedRequest(key string, mark Mark, err error) *request {
+	return &request{key: key, mark: mark, reply: &reply{err: err}}
 }
 
 // way is where a key is asked for; no master: it is not, or no longer to be asked for.
@@ -152,13 +204,14 @@ func (m *master) askMany(keys []string, marks []Mark, ways []way, out []*request
 			continue
 		}
 		ways[i].master = nil
-		if q := g.joinLocked(keys[i], marks[i]); q != nil {
+		hash := tableHash(keys[i])
+		if q := g.joinLocked(hash, keys[i], marks[i]); q != nil {
 			m.r.counts.joined.Add(1)
 			out[i] = q
 		} else if m.down.Load() {
-			out[i] = &request{key: keys[i], mark: marks[i], err: ErrUnreachable}
+			out[i] = failedRequest(keys[i], marks[i], ErrUnreachable)
 		} else {
-			out[i] = m.queueLocked(keys[i], marks[i], w.slot)
+			out[i] = m.queueLocked(hash, keys[i], marks[i], w.slot)
 		}
 	}
 	start := len(g.waiting) > 0 && g.crew.join(maxFlushers, g.queued >= moreFlushersAt)
@@ -169,27 +222,27 @@ func (m *master) askMany(keys []string, marks []Mark, ways []way, out []*request
 }
 
 // joinLocked returns the request for key that is under way under an equal mark, or nil.
-func (g *gets) joinLocked(key string, mark Mark) *request {
-	if q := g.under[key]; q != nil && q.mark == mark {
-		q.shared = true
-		return q
+func (g *gets) joinLocked(hash uint32, key string, mark Mark) *request {
+	q := g.under.find(hash, key, mark)
+	if q != nil && q.shared == nil {
+		q.shared = &sharing{}
 	}
-	return nil
+	return q
 }
 
 // queueLocked puts a new request into the queue.
-func (m *master) queueLocked(key string, mark Mark, slot uint16) *request {
+func (m *master) queueLocked(hash uint32, key string, mark Mark, slot uint16) *request {
 	g := &m.gets
 	var b *batch
 	if n := len(g.waiting); n > 0 && len(g.waiting[n-1].reqs) < maxBatch {
 		b = g.waiting[n-1]
 	} else {
-		b = &batch{}
+		b = &batch{reqs: make([]*request, 0, max(1, g.recent))}
 		b.init(m, m.r.readTimeout, b)
 		g.waiting = append(g.waiting, b)
 	}
-	q := b.add(key, mark, slot)
-	g.under[key] = q
+	q := b.add(hash, key, mark, slot)
+	g.under.add(q)
 	g.queued++
 	return q
 }
@@ -223,9 +276,9 @@ func (m *master) get(ctx context.Context, key string, mark Mark, slot uint16) (*
 // not queued, the caller must send its batch, under ctx's values; only if
 // ctx cannot end.
 func (m *master) ask(ctx context.Context, key string, mark Mark, slot uint16) (q *request, direct bool, err error) {
-	g := &m.gets
+	g, hash := &m.gets, tableHash(key)
 	g.mu.Lock()
-	if q := g.joinLocked(key, mark); q != nil {
+	if q := g.joinLocked(hash, key, mark); q != nil {
 		g.mu.Unlock()
 		m.r.counts.joined.Add(1)
 		return q, false, nil
@@ -238,14 +291,14 @@ func (m *master) ask(ctx context.Context, key string, mark Mark, slot uint16) (q
 		b := &batch{}
 		b.values = ctx
 		b.init(m, m.r.readTimeout, b)
-		q = b.add(key, mark, slot)
-		g.under[key] = q
+		q = b.add(hash, key, mark, slot)
+		g.under.add(q)
 		g.flying = append(g.flying, b)
 		g.direct.Add(1)
 		g.mu.Unlock()
 		return q, true, nil
 	}
-	q = m.queueLocked(key, mark, slot)
+	q = m.queueLocked(hash, key, mark, slot)
 	start := g.crew.join(maxFlushers, g.queued >= moreFlushersAt)
 	g.mu.Unlock()
 	if start {
@@ -266,13 +319,13 @@ func (m *master) mayGoDirectLocked() bool {
 }
 
 // add makes a request in b.
-func (b *batch) add(key string, mark Mark, slot uint16) *request {
+func (b *batch) add(hash uint32, key string, mark Mark, slot uint16) *request {
 	if len(b.slab) == cap(b.slab) {
 		b.slab = make([]request, 0, min(max(1, len(b.reqs)), maxSlab))
 	}
 	b.slab = b.slab[:len(b.slab)+1]
 	q := &b.slab[len(b.slab)-1]
-	q.key, q.mark, q.slot, q.batch = key, mark, slot, b
+	q.key, q.mark, q.hash, q.slot, q.batch = key, mark, hash, slot, b
 	b.reqs = append(b.reqs, q)
 	return q
 }
@@ -307,6 +360,7 @@ func (m *master) flush() {
 		b = g.waiting[0]
 		g.waiting = slices.Delete(g.waiting, 0, 1)
 		g.queued -= len(b.reqs)
+		g.recent = len(b.reqs)
 		g.flying = append(g.flying, b)
 		if len(b.reqs) >= crowd {
 			g.calm = calmAfter
@@ -370,14 +424,13 @@ func (b *batch) settle(a *answer, err error) bool {
 		return false
 	}
 	for _, q := range b.reqs { // from now on nobody joins
-		if g.under[q.key] == q {
-			delete(g.under, q.key)
-		}
+		g.under.remove(q)
 	}
 	g.mu.Unlock()
 	if a == nil {
+		failed := &reply{err: err}
 		for _, q := range b.reqs {
-			q.err = err
+			q.reply = failed
 		}
 	} else if b.fill(a) {
 		b.m.r.reload()

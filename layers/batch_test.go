@@ -129,8 +129,7 @@ func TestGetIsJoinedOnlyUnderAnEqualMark(t *testing.T) {
 		awaitTrue(t, func() bool {
 			r.single.gets.mu.Lock()
 			defer r.single.gets.mu.Unlock()
-			q := r.single.gets.under["k"]
-			return q != nil && q.mark == Mark{epoch: 1, trust: 1}
+			return r.single.gets.under.find(tableHash("k"), "k", Mark{epoch: 1, trust: 1}) != nil
 		}, "another mark makes a GET of its own")
 		server.Continue()
 		shared := make(map[*request]int)
@@ -268,4 +267,29 @@ func TestDirectCallsStopWhileManyCome(t *testing.T) {
 	calm := g.calm
 	g.mu.Unlock()
 	require.Zero(t, calm, "small batches count down")
+}
+
+// Property: the table finds a request by its key and mark, not by its hash, and taking one off leaves its neighbours in their chain.
+// Broken by: find without the comparison of keys; remove that cuts the chain (*at = nil).
+func TestTableKeepsKeysOfOneHashApart(t *testing.T) {
+	var all table
+	const hash = 7
+	later := Mark{epoch: 1}
+	old, a, b := &request{key: "a", hash: hash}, &request{key: "a", mark: later, hash: hash}, &request{key: "b", hash: hash}
+	for _, q := range []*request{old, a, b} {
+		all.add(q)
+	}
+	require.Same(t, old, all.find(hash, "a", Mark{}))
+	require.Same(t, a, all.find(hash, "a", later))
+	require.Same(t, b, all.find(hash, "b", Mark{}))
+	require.Nil(t, all.find(hash, "c", Mark{}), "another key of the same hash")
+	require.Nil(t, all.find(hash, "b", later), "another mark")
+	all.remove(a)
+	all.remove(a) // not there any more
+	require.Nil(t, all.find(hash, "a", later))
+	require.Same(t, old, all.find(hash, "a", Mark{}))
+	require.Same(t, b, all.find(hash, "b", Mark{}))
+	all.remove(b)
+	all.remove(old)
+	require.Zero(t, all.len())
 }

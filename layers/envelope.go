@@ -47,33 +47,39 @@ type envelope struct {
 
 var errForeign = errors.New("layers: not an envelope of this format")
 
-// parseEnvelope takes raw apart, which may be anything. The result's strings are parts of raw. A header that could be read is returned
-// together with the error, so that the caller can say which copy it means to replace.
-func parseEnvelope(raw string) (e envelope, err error) {
+// parse takes raw apart, which may be anything, into e, whose strings become parts of raw. A header that could be read is in e also
+// with the error, so that the caller can say which copy it means to replace.
+func (e *envelope) parse(raw string) error {
 	if len(raw) < headerLength || raw[:2] != magic || raw[2] != format {
-		return e, errForeign
+		return errForeign
 	}
-	e = envelope{
+	*e = envelope{
 		flags: raw[3], codec: raw[4], schema: uint16(raw[5])<<8 | uint16(raw[6]),
 		generation: word(raw[8:]), stored: int64(word(raw[16:])), soft: int64(word(raw[24:])), hard: int64(word(raw[32:])), //nolint:gosec // checked below
 		version: word(raw[40:]), cost: time.Duration(word(raw[44:])&0xffffffff) * time.Microsecond, //nolint:gosec // 32 bits
 		token: Token(raw[52:68]), payload: raw[headerLength:],
 	}
 	if e.flags&^knownFlags != 0 || e.stored <= 0 || e.stored >= exact || e.soft < e.stored || e.hard < e.soft || e.hard-e.stored > farthest.Milliseconds() {
-		return e, errForeign
+		return errForeign
 	}
 	if e.flags&flagLongKey == 0 {
-		return e, nil
+		return nil
 	}
 	if len(e.payload) < 2 {
-		return e, errForeign
+		return errForeign
 	}
 	n := int(e.payload[0])<<8 | int(e.payload[1])
 	if len(e.payload) < 2+n {
-		return e, errForeign
+		return errForeign
 	}
 	e.id, e.payload = e.payload[2:2+n], e.payload[2+n:]
-	return e, nil
+	return nil
+}
+
+// parseEnvelope is parse into a new envelope.
+func parseEnvelope(raw string) (e envelope, err error) {
+	err = e.parse(raw)
+	return e, err
 }
 
 // of reports whether e was stored for the key id. A short key is the Redis key itself; a long one is known by its hash only.

@@ -112,7 +112,8 @@ func FuzzParseEnvelope(f *testing.F) {
 	s := NewShared[map[string]any](&Space{}, JSON, 513, Limits{EncodedBytes: 64})
 	f.Fuzz(func(t *testing.T, raw string) {
 		sent := time.Unix(1_700_000_000, 0)
-		d := s.decode("short", raw, sent, 1_700_000_000_000)
+		var d Reading[map[string]any]
+		s.decode(&d, "short", raw, sent, 1_700_000_000_000)
 		if d.Kind == Value && (d.Size > 64 || d.Soft.After(d.Hard) || d.Hard.After(sent.Add(2*farthest)) || d.Born.After(sent)) {
 			t.Fatalf("decoded %+v", d)
 		}

@@ -93,6 +93,7 @@ type Local[K comparable, V any] struct {
 	mem    *Memory
 	seed   maphash.Seed
 	direct bool
+	quick  bool // direct, and something is kept: a hit needs nothing but the front
 	strict bool // keys of type K can be compared by == without a panic
 	text   bool // Direct and of a string kind: its length counts
 	o      LocalOptions[K, V]
@@ -116,6 +117,7 @@ func NewLocal[K comparable, V any](m *Memory, o LocalOptions[K, V]) (*Local[K, V
 		mem:    m,
 		seed:   maphash.MakeSeed(), // one a cache, so that equal keys of two caches do not share a hash
 		direct: o.Direct,
+		quick:  o.Direct && o.TTL > 0,
 		strict: strictlyComparable(t),
 		text:   o.Direct && t.Kind() == reflect.String,
 		o:      o,
@@ -160,7 +162,7 @@ const (
 // Get returns the key's copy if it may be answered without asking anybody: alive, trusted, before its soft end and its own TTL.
 // For keys that are their own identity it allocates nothing.
 func (l *Local[K, V]) Get(key K) (V, State) {
-	if !l.direct {
+	if !l.quick {
 		return l.getByString(key)
 	}
 	h := maphash.Comparable(l.seed, key)
@@ -175,7 +177,10 @@ func (l *Local[K, V]) Get(key K) (V, State) {
 	return l.getStored(h, key, "")
 }
 
-func (l *Local[K, V]) getByString(key K) (V, State) {
+func (l *Local[K, V]) getByString(key K) (v V, found State) {
+	if l.o.TTL <= 0 {
+		return v, Miss
+	}
 	id := l.o.String(key)
 	h := maphash.String(l.seed, id)
 	if c := l.mine(l.front.get(h), h, key, id); c != nil {
@@ -337,9 +342,13 @@ func (l *Local[K, V]) Replace(key K, e Entry[V], m Mark, put bool) bool {
 
 // put is Put, PutDoubtful and Replace. The user's functions are called before the lock is taken.
 func (l *Local[K, V]) put(key K, e *Entry[V], m Mark, doubt, bump, keep bool) bool {
+	keep = keep && l.o.TTL > 0
+	if !keep && !bump {
+		return false
+	}
 	h, id := l.hash(key)
 	var c *cell[K, V]
-	if keep && l.o.TTL > 0 {
+	if keep {
 		c = l.cellOf(h, key, id, e, m, doubt)
 	}
 	if c == nil && !bump {

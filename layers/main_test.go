@@ -7,3 +7,13 @@ import (
 )
 
 func TestMain(m *testing.M) { redistest.Main(m) }
+
+// len counts what stands in the table.
+func (t *table) len() (n int) {
+	for _, q := range t {
+		for ; q != nil; q = q.next {
+			n++
+		}
+	}
+	return n
+}

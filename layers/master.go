@@ -54,7 +54,6 @@ type node struct {
 
 func newMaster(r *Redis, id string) *master {
 	m := &master{r: r, id: id}
-	m.gets.under = make(map[string]*request)
 	return m
 }
 

@@ -146,7 +146,7 @@ func TestHungServerHoldsFewGoroutines(t *testing.T) {
 	}
 	waiting := func() (n int) {
 		r.single.gets.mu.Lock()
-		n = len(r.single.gets.under)
+		n = r.single.gets.under.len()
 		r.single.gets.mu.Unlock()
 		return n
 	}

@@ -23,6 +23,7 @@ type Limits struct {
 type Shared[V any] struct {
 	*Space
 	codec  Codec
+	raw    bool // codec is our own raw one
 	schema uint16
 	limit  int
 }
@@ -32,7 +33,8 @@ func NewShared[V any](s *Space, codec Codec, schema uint16, l Limits) *Shared[V]
 	if l.EncodedBytes <= 0 {
 		l.EncodedBytes = MaxValueBytes
 	}
-	return &Shared[V]{Space: s, codec: codec, schema: schema, limit: l.EncodedBytes}
+	_, raw := codec.(rawCodec)
+	return &Shared[V]{Space: s, codec: codec, raw: raw, schema: schema, limit: l.EncodedBytes}
 }
 
 // Kind is what stands at a key.
@@ -81,19 +83,27 @@ type decoded[V any] struct {
 
 // Get reads what Redis holds of id. One round trip, shared with other keys' and, under an equal mark, with other callers of id. It waits
 // at most ReadTimeout of the Redis.
-func (s *Shared[V]) Get(ctx context.Context, id string, m Mark) (Reading[V], error) {
+func (s *Shared[V]) Get(ctx context.Context, id string, m Mark) (r Reading[V], err error) {
+	err = s.Read(ctx, id, m, &r)
+	return r, err
+}
+
+// Read is Get into r, which is to be zero and stays so with an error: for the path where every copy counts.
+func (s *Shared[V]) Read(ctx context.Context, id string, m Mark, r *Reading[V]) error {
 	if _, err := s.known(ctx); err != nil {
-		return Reading[V]{}, err
+		return err
 	}
 	key, err := s.valueKey(id)
 	if err != nil {
-		return Reading[V]{}, err
+		return err
 	}
 	q, err := s.r.get(ctx, key, m)
 	if err != nil {
-		return failedReading[V](err)
+		*r, err = failedReading[V](err)
+		return err
 	}
-	return s.reading(ctx, id, q), nil
+	s.reading(ctx, id, q, r)
+	return nil
 }
 
 // GetMany is Get for several keys, one batch per master; ms are the marks of ids. The results and errors are per key.
@@ -117,7 +127,7 @@ func (s *Shared[V]) GetMany(ctx context.Context, ids []string, ms []Mark) ([]Rea
 			out[i], errs[i] = failedReading[V](q.err)
 			continue
 		}
-		out[i] = s.reading(ctx, ids[i], q)
+		s.reading(ctx, ids[i], q, &out[i])
 	}
 	return out, errs
 }
@@ -130,95 +140,108 @@ func failedReading[V any](err error) (Reading[V], error) {
 	return Reading[V]{}, err
 }
 
-// reading is what the request q, shared by several callers, means to this one.
-func (s *Shared[V]) reading(ctx context.Context, id string, q *request) Reading[V] {
+// reading is what the request q, shared by several callers, means to this one. It goes into r, which is zero.
+func (s *Shared[V]) reading(ctx context.Context, id string, q *request, r *Reading[V]) {
 	if q.raw == "" {
-		return Reading[V]{}
+		return
 	}
-	if !q.shared {
-		d := s.decode(id, q.raw, q.sent, q.now)
-		d.Keep = q.keep
-		return s.judged(ctx, &d)
+	if q.shared == nil {
+		generation := s.decode(r, id, q.raw, q.sent, q.now)
+		r.Keep = q.keep
+		s.judge(ctx, r, generation)
+		return
 	}
-	q.decodeOnce.Do(func() {
-		d := s.decode(id, q.raw, q.sent, q.now)
-		d.Keep = q.keep
-		q.decoded = &d
+	q.shared.once.Do(func() {
+		d := &decoded[V]{}
+		d.generation = s.decode(&d.Reading, id, q.raw, q.sent, q.now)
+		q.shared.decoded = d
 	})
-	d, ok := q.decoded.(*decoded[V])
+	d, ok := q.shared.decoded.(*decoded[V])
 	if !ok { // a name is open once per Redis, so there is one V; were there two, each would decode for itself
-		own := s.decode(id, q.raw, q.sent, q.now)
-		own.Keep = q.keep
-		d = &own
+		d = &decoded[V]{}
+		d.generation = s.decode(&d.Reading, id, q.raw, q.sent, q.now)
 	}
-	return s.judged(ctx, d)
+	*r = d.Reading
+	r.Keep = q.keep
+	s.judge(ctx, r, d.generation)
 }
 
-// judged is what d means under the generation that this process knows, a greater one confirmed first.
-func (s *Shared[V]) judged(ctx context.Context, d *decoded[V]) Reading[V] {
+// judge applies the generation that this process knows, a greater one confirmed first: an older value was cleared, a greater one that
+// Redis did not confirm is foreign.
+func (s *Shared[V]) judge(ctx context.Context, r *Reading[V], generation uint64) {
 	known := s.generation.Load()
-	if d.generation > known {
-		known, _ = s.confirm(ctx, d.generation)
+	if generation > known {
+		known, _ = s.confirm(ctx, generation)
 	}
-	return d.judge(known)
+	r.judge(generation, known)
 }
 
 // Decode returns the value that came along with a, fresh if a is Found.
-func (s *Shared[V]) Decode(a Acquired) Reading[V] {
+func (s *Shared[V]) Decode(a Acquired) (r Reading[V]) {
 	if a.raw == "" {
-		return Reading[V]{}
+		return r
 	}
-	d := s.decode(a.Lease.ID, a.raw, a.sent, a.now)
-	d.Keep = true
-	return d.judge(s.generation.Load())
+	generation := s.decode(&r, a.Lease.ID, a.raw, a.sent, a.now)
+	r.Keep = true
+	r.judge(generation, s.generation.Load())
+	return r
 }
 
-// judge applies the generation that this process knows: an older value was cleared, a greater one that Redis did not confirm is foreign.
-func (d *decoded[V]) judge(known uint64) Reading[V] {
+// judge applies the generation known to what was read of the given one.
+func (r *Reading[V]) judge(generation, known uint64) {
 	switch {
-	case d.Kind == Foreign || d.generation == known:
-		return d.Reading
-	case d.generation < known:
-		return Reading[V]{}
+	case r.Kind == Foreign || generation == known:
+	case generation < known:
+		*r = Reading[V]{}
+	default:
+		*r = Reading[V]{Kind: Foreign, Stored: r.Stored}
 	}
-	return Reading[V]{Kind: Foreign, Stored: d.Stored}
 }
 
-// decode takes a value key's content apart. It never fails: what cannot be read is foreign.
-func (s *Shared[V]) decode(id, raw string, sent time.Time, now int64) decoded[V] {
-	e, err := parseEnvelope(raw)
-	d := decoded[V]{Reading: Reading[V]{Kind: Foreign, Stored: e.stored}, generation: e.generation}
+// decode takes a value key's content apart into r, which is zero, and returns its generation. It never fails: what cannot be read is
+// foreign.
+func (s *Shared[V]) decode(r *Reading[V], id, raw string, sent time.Time, now int64) (generation uint64) {
+	var e envelope
+	err := e.parse(raw)
+	r.Kind, r.Stored = Foreign, e.stored
 	switch {
 	case err != nil || !e.of(id):
-		return d
+		return e.generation
 	case e.hard <= now && e.flags&flagMarker != 0:
-		d.Kind = Marker
-		return d
+		r.Kind = Marker
+		return e.generation
 	case e.hard <= now:
-		d.Kind = Nothing
-		return d
+		r.Kind = Nothing
+		return e.generation
 	case e.schema != s.schema || len(e.payload) > s.limit:
-		return d
+		return e.generation
 	}
-	d.Entry = Entry[V]{
-		Absent:  e.flags&flagAbsent != 0,
-		Born:    localTime(sent, now, min(e.stored, now)),
-		Soft:    localTime(sent, now, e.soft),
-		Hard:    localTime(sent, now, e.hard),
-		Version: e.version,
-		Cost:    e.cost,
-		Size:    len(e.payload),
-	}
-	if !d.Absent {
-		v := new(V) // of its own, since the codec may let it escape
-		if e.codec != s.codec.ID() || decode(s.codec, e.payload, v) != nil {
-			d.Entry = Entry[V]{}
-			return d
+	if r.Absent = e.flags&flagAbsent != 0; !r.Absent {
+		if e.codec != s.codec.ID() || !s.decodeValue(&r.Value, e.payload) {
+			return e.generation
 		}
-		d.Value = *v
 	}
-	d.Kind = Value
-	return d
+	r.Born = localTime(sent, now, min(e.stored, now))
+	r.Soft = localTime(sent, now, e.soft)
+	r.Hard = localTime(sent, now, e.hard)
+	r.Version, r.Cost, r.Size = e.version, e.cost, len(e.payload)
+	r.Kind = Value
+	return e.generation
+}
+
+// decodeValue decodes payload into v, which stays zero if it cannot. Text under our own raw codec is taken as it is; to any other
+// codec goes a V of its own, which may escape.
+func (s *Shared[V]) decodeValue(v *V, payload string) bool {
+	if text, ok := any(v).(*string); ok && s.raw {
+		*text = payload
+		return true
+	}
+	own := new(V)
+	if decode(s.codec, payload, own) != nil {
+		return false
+	}
+	*v = *own
+	return true
 }
 
 // Encode makes the Fill that stores e under the lease l, for the lives given. It returns an error that wraps ErrEncode or ErrTooLarge

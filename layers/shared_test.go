@@ -157,19 +157,23 @@ func TestAReplyIsDecodedOnce(t *testing.T) {
 	e.codec, e.payload = JSON.ID(), `"v"`
 	e.soft -= 30_000
 	sent := time.Now()
-	q := &request{raw: e.String(), now: e.stored + 1000, sent: sent, keep: true, shared: true}
+	reading := func(q *request) (got Reading[string]) {
+		s.reading(t.Context(), w.id, q, &got)
+		return got
+	}
+	q := &request{raw: e.String(), reply: &reply{now: e.stored + 1000, sent: sent, keep: true}, shared: &sharing{}}
 	for range 5 {
-		got := s.reading(t.Context(), w.id, q)
+		got := reading(q)
 		require.Equal(t, Reading[string]{Entry: Entry[string]{
 			Value: "v", Born: sent.Add(-time.Second), Soft: sent.Add(29 * time.Second), Hard: sent.Add(59 * time.Second), Size: 3,
 		}, Kind: Value, Keep: true, Stored: e.stored}, got)
 	}
 	require.EqualValues(t, 1, n.Load())
-	require.Equal(t, Nothing, s.reading(t.Context(), w.id, &request{}).Kind)
-	q = &request{raw: e.String(), now: e.hard, sent: sent, keep: true}
-	require.Equal(t, Nothing, s.reading(t.Context(), w.id, q).Kind, "at its hard end")
-	q = &request{raw: e.String(), now: e.stored - 5000, sent: sent}
-	got := s.reading(t.Context(), w.id, q)
+	require.Equal(t, Nothing, reading(&request{}).Kind)
+	q = &request{raw: e.String(), reply: &reply{now: e.hard, sent: sent, keep: true}}
+	require.Equal(t, Nothing, reading(q).Kind, "at its hard end")
+	q = &request{raw: e.String(), reply: &reply{now: e.stored - 5000, sent: sent}}
+	got := reading(q)
 	require.Equal(t, sent, got.Born, "a server whose clock went back")
 	require.False(t, got.Keep)
 }

@@ -24,6 +24,7 @@ const flightStripes = 64
 // Group only waits for it; and a Group does not say whether a key is running, so a table stands beside it, changed under one lock.
 type Flight[R any] struct {
 	seed    maphash.Seed
+	busy    atomic.Int32 // the sum of the stripes' busy: while nothing runs, nobody needs to hash a key to know
 	stripes [flightStripes]flightStripe[R]
 	work    *roster
 }
@@ -31,6 +32,7 @@ type Flight[R any] struct {
 // flightStripe has the calls of the keys that hash to it. Lock order: mu, then the group's own lock or the roster's.
 type flightStripe[R any] struct {
 	busy  atomic.Int32 // len(running), for Join's look without the lock
+	all   *atomic.Int32 // the Flight's busy
 	group singleflight.Group
 
 	mu      sync.Mutex
@@ -56,6 +58,7 @@ func NewFlight[R any]() *Flight[R] {
 	f := &Flight[R]{seed: maphash.MakeSeed(), work: newRoster()}
 	for i := range f.stripes {
 		f.stripes[i].running = map[string]*call[R]{}
+		f.stripes[i].all = &f.busy
 	}
 	return f
 }
@@ -101,8 +104,11 @@ func (f *Flight[R]) Join(ctx context.Context, key string) (r R, ok bool, err err
 // Running returns the call of key that is under way, for the caller to wait for; false if there is none that callers wait for, and after
 // Close. One that Start began does not count: who asks may have something to answer meanwhile.
 func (f *Flight[R]) Running(key string) (*Call[R], bool) {
+	if f.busy.Load() == 0 || f.work.closed.Load() {
+		return nil, false
+	}
 	s := f.stripe(key)
-	if s.busy.Load() == 0 || f.work.closed.Load() {
+	if s.busy.Load() == 0 {
 		return nil, false
 	}
 	s.mu.Lock()
@@ -199,6 +205,7 @@ func (f *Flight[R]) enter(ctx context.Context, key string, behind bool, fn func(
 	shared := &call[R]{stripe: s, key: key, behind: behind, leave: leave, done: make(chan struct{})}
 	s.running[key] = shared
 	s.busy.Add(1)
+	s.all.Add(1)
 	if fn != nil {
 		go protect(func() (R, error) { return fn(detached) }, shared.finish)
 	}
@@ -224,6 +231,7 @@ func (s *flightStripe[R]) forgetLocked(key string) {
 	}
 	delete(s.running, key)
 	s.busy.Add(-1)
+	s.all.Add(-1)
 	s.group.Forget(key)
 }
 
