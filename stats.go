@@ -56,7 +56,7 @@ type counters struct {
 	memoryHits striped
 	sharedHits striped // of many callers at once: what one batch brought
 
-	absentHits, filtered, misses, coalesced                      atomic.Uint64
+	absentHits, filtered, misses, coalesced                                  atomic.Uint64
 	loads, loadedKeys, loadErrors, loadPanics, loadsRefused                  atomic.Uint64
 	staleServed, staleErrors, shed, backOffs                                 atomic.Uint64
 	sharedErrors, encodeErrors, decodeErrors, busGaps, invalidations, events atomic.Uint64

@@ -114,7 +114,7 @@ type batch struct {
 type gets struct {
 	mu      sync.Mutex
 	under   table    // the requests, from their making to their answer
-	waiting []*batch            // oldest first; the last one takes new requests
+	waiting []*batch // oldest first; the last one takes new requests
 	flying  []*batch
 	queued  int // requests in waiting
 	recent  int // requests of the batch sent last: the next one gets room for as many

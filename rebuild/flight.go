@@ -31,7 +31,7 @@ type Flight[R any] struct {
 
 // flightStripe has the calls of the keys that hash to it. Lock order: mu, then the group's own lock or the roster's.
 type flightStripe[R any] struct {
-	busy  atomic.Int32 // len(running), for Join's look without the lock
+	busy  atomic.Int32  // len(running), for Join's look without the lock
 	all   *atomic.Int32 // the Flight's busy
 	group singleflight.Group
 
