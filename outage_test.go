@@ -388,6 +388,7 @@ func TestSlowRedisDoesNotDelayBeyondItsBudget(t *testing.T) {
 
 // P1, P7: without Redis a key is loaded once a process, however many ask, and all loads go through the gate; what was loaded is answered
 // for MemoryTTL and then loaded again.
+// Broken by: load without gate.Enter.
 func TestLoadsWithoutRedisAreOncePerProcessAndGated(t *testing.T) {
 	onSites(t, func(t *testing.T, w *site) {
 		keys, briefly := w.keys("k", 20), w.key("briefly")
@@ -476,6 +477,7 @@ func TestRedisNeverThereAtStart(t *testing.T) {
 
 // P7, R13: 1 Redis goes, with the old value; 2 a write is committed and invalidated: ErrPending; 3 Redis is back, with the old value. The
 // process that wrote never answers it, nor reads it before the invalidation got there; the other ones do not once it did.
+// Broken by: askable without pending.Has.
 func TestQueuedInvalidationIsReplayedBeforeTheKeyIsRead(t *testing.T) {
 	onSites(t, func(t *testing.T, w *site) {
 		key := w.key("k")
@@ -675,6 +677,7 @@ func TestInvalidateWithADeadContext(t *testing.T) {
 
 // P7, P11: of more keys than the queue holds, all are pending; when Redis is back the generation is moved, and nobody answers what stood
 // there before.
+// Broken by: Replay without the move.
 func TestPendingOverflowMovesTheGeneration(t *testing.T) {
 	onSites(t, func(t *testing.T, w *site) {
 		key, last := w.key("k"), w.key("last")

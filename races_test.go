@@ -16,6 +16,7 @@ import (
 // The races of the read and write paths, each played step by step. A and B are processes of one fleet.
 
 // R1: 1 A loads the old row; 2 the row changes; 3 B invalidates; 4 A's fill is refused, and nobody is answered with the old row again.
+// Broken by: fill.lua without the comparison of token and stamp.
 func TestOlderLoadIsRefusedAfterInvalidate(t *testing.T) {
 	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
 		s := newSource(map[string]string{"k": "old"})
@@ -37,6 +38,7 @@ func TestOlderLoadIsRefusedAfterInvalidate(t *testing.T) {
 }
 
 // R2 at the write-back: 1 A's fill is stored; 2 B invalidates, and A hears of it; 3 A's put into memory comes too late.
+// Broken by: keep (loader.go) putting under a mark taken at that moment.
 func TestDeleteBetweenFillAndPutIsNotKept(t *testing.T) {
 	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
 		s := newSource(map[string]string{"k": "old"})
@@ -56,6 +58,7 @@ func TestDeleteBetweenFillAndPutIsNotKept(t *testing.T) {
 }
 
 // R7: what Redis did not store is answered and not kept in memory, although no event says so: the window was over, or the lease lost.
+// Broken by: filled (cache.go) keeping the entry after Refused or WindowOver too.
 func TestRefusedFillIsNotKeptInMemory(t *testing.T) {
 	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
 		t.Run("window over", func(t *testing.T) {
@@ -105,6 +108,7 @@ func TestRefusedFillIsNotKeptInMemory(t *testing.T) {
 }
 
 // R4, P3: a Get that begins after Invalidate returned, nil or an error, neither waits for a load that began before nor is answered with it.
+// Broken by: bump without flights.Forget.
 func TestGetAfterInvalidateDoesNotJoinOlderLoad(t *testing.T) {
 	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
 		dead, cancel := context.WithCancel(t.Context())
@@ -143,6 +147,7 @@ func TestGetAfterInvalidateDoesNotJoinOlderLoad(t *testing.T) {
 
 // R4 from within: 1 Invalidate has begun; 2 a load begins and reads the old row; 3 Invalidate goes on and returns: who comes now does not
 // join that load. The same for Update, whose write a load may begin in.
+// Broken by: bump before the script only.
 func TestFlightBegunInsideInvalidateIsNotJoined(t *testing.T) {
 	t.Run("alone", func(t *testing.T) {
 		s := newSource(map[string]string{"first": "", "k": "old"})
@@ -226,6 +231,7 @@ func TestFlightBegunInsideInvalidateIsNotJoined(t *testing.T) {
 
 // R6: 1 the row changes, B invalidates; 2 a load that begins inside the delete window reads the old row from a lagging replica and is
 // stored; 3 the window ends, and with it what was stored: neither Redis nor memory answers it any more, and nobody had to delete it.
+// Broken by: acquire.lua with cut = 0 inside a window.
 func TestFillFromInsideTheWindowDoesNotOutliveIt(t *testing.T) {
 	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
 		s, name := newSource(nil), redistest.Name(t)
@@ -257,6 +263,7 @@ func TestFillFromInsideTheWindowDoesNotOutliveIt(t *testing.T) {
 }
 
 // R2: 1 A's GET is answered with the old value; 2 B invalidates, and A hears of it; 3 A takes the answer: it is not kept.
+// Broken by: taken keeping under a mark taken at that moment.
 func TestReadBeforeAnEventIsNotKept(t *testing.T) {
 	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
 		s := newSource(map[string]string{"k": "old", "j": "old"})
@@ -290,6 +297,7 @@ func TestReadBeforeAnEventIsNotKept(t *testing.T) {
 }
 
 // A load, or a read of Redis, that began before a Set neither overwrites what was set nor is answered after it, in either process.
+// Broken by: fill.lua without the comparison of token and stamp.
 func TestSetIsNotOvertakenByAnOlderLoad(t *testing.T) {
 	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
 		for _, setter := range []string{"another process", "the same process"} {
@@ -334,6 +342,7 @@ func TestSetIsNotOvertakenByAnOlderLoad(t *testing.T) {
 }
 
 // An Invalidate that comes while a Set is under way wins, wherever it meets the Set: between its two scripts, or before its put into memory.
+// Broken by: fill.lua without the comparison; Set putting under a new mark.
 func TestInvalidateOvertakesASet(t *testing.T) {
 	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
 		for _, script := range []string{"invalidate", "fill"} {
@@ -359,6 +368,7 @@ func TestInvalidateOvertakesASet(t *testing.T) {
 }
 
 // R15: what was loaded before a Clear is of the older generation, whether the loading process has heard of the Clear or not: it is a miss.
+// Broken by: Fill with the generation of its own moment; judge answering an older generation.
 func TestClearRefusesWhatWasLoadedBefore(t *testing.T) {
 	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
 		for _, hear := range []bool{true, false} {
@@ -394,6 +404,7 @@ func TestClearRefusesWhatWasLoadedBefore(t *testing.T) {
 
 // Two processes ask for the same keys in opposite orders; each is granted the one that the other waits for. Each loads what it was granted
 // before it waits, so that neither waits for ever, and each key is loaded once.
+// Broken by: rebuildMany waiting for what is held before it loads what was granted.
 func TestTwoBatchesInOppositeOrderDoNotWaitForEachOther(t *testing.T) {
 	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
 		keys := together(t, client(t), 2) // of one master, so that their leases are asked for in one pipeline

@@ -41,6 +41,7 @@ type product struct{ N int }
 
 // P10: whatever stands in Redis at a key that this cache cannot read is a miss for all who meet it, is loaded once, and is replaced by what
 // was loaded, which other processes then read.
+// Broken by: decode without the check of schema or size.
 func TestUnreadableEntryIsRepairedOnce(t *testing.T) {
 	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
 		name := redistest.Name(t)
@@ -146,6 +147,7 @@ func hostile() []string {
 
 // P12: keys from outside, whatever they hold, share an entry with no other key and no other cache, are told apart in events, and cannot
 // choose their slot. Keys over 8 KiB are refused.
+// Broken by: "%" not escaped; the full key of the envelope not compared.
 func TestHostileKeysAreHarmless(t *testing.T) {
 	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
 		keys := hostile()
@@ -217,6 +219,7 @@ func TestHostileKeysAreHarmless(t *testing.T) {
 }
 
 // P13: what memory took over from Redis near the end of its life ends with it: as soon as Redis has dropped it, memory does not answer it.
+// Broken by: decode taking the ends of life from anything but the envelope.
 func TestMemoryNeverOutlivesRedis(t *testing.T) {
 	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
 		s, name := newSource(nil), redistest.Name(t)
@@ -264,6 +267,7 @@ func setEnd(t *testing.T, rdb redis.UniversalClient, at string, end int64) {
 
 // P13: lives reach Redis to the millisecond, from one on, and jitter takes at most its fraction off, differently for each key, whether
 // keys are loaded alone or in batches.
+// Broken by: Shorten leaving at least a second.
 func TestLivesInRedis(t *testing.T) {
 	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
 		t.Run("exact", func(t *testing.T) {
@@ -370,6 +374,7 @@ func moment(b []byte) (n int64) {
 
 // A value that is too large for Redis is answered, kept in memory, counted, and leaves nothing in Redis; Set says so, and leaves nothing
 // older behind.
+// Broken by: Encode without its limit.
 func TestValueTooLargeStaysInMemory(t *testing.T) {
 	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
 		large, fits := strings.Repeat("x", layers.MaxValueBytes+1), strings.Repeat("x", layers.MaxValueBytes)
@@ -397,6 +402,7 @@ func TestValueTooLargeStaysInMemory(t *testing.T) {
 }
 
 // P12: neither the text of an error, nor what hooks and logs are told, holds a key, in whatever form.
+// Broken by: LoadError.Error with the key in it.
 func TestErrorTextsHoldNoKeys(t *testing.T) {
 	const secret = "s3cret"
 	server := redistest.Start(t)
@@ -511,6 +517,7 @@ func (b *lockedBuffer) String() string {
 
 // Values are told from the library's own marks by the envelope, not by their bytes: whatever a value is, it comes back from Redis as it
 // was, an empty or nil one too.
+// Broken by: the payload "*" taken for "absent".
 func TestMarkersAreNotValues(t *testing.T) {
 	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
 		s, name := newSource(nil), redistest.Name(t)
