@@ -16,7 +16,7 @@ import (
 // The cold key: a key that nobody has is asked for by 200 callers at the same moment, 50 in each of 4 operating-system processes. It
 // is the shape of a stampede after an invalidation or an expiry of something on every page; processes, because what goroutines of one
 // process share is the easier half. The loader takes 50 ms whatever the load: it stands for a query, and so whatever a caller waits
-// beyond it is ours.
+// beyond it is ours. What a timer of 50 ms takes beyond them is not: the loader is timed.
 //
 // Commands are counted by what Redis itself was sent (MONITOR), those that name the key: heartbeats, TIME, probes and the loading of
 // scripts name none, and what a script does inside Redis was not sent. Rounds before the first counted one dial connections and load
@@ -40,6 +40,7 @@ type coldRequest struct {
 type coldAnswer struct {
 	Loads   int64         `json:"loads"`
 	Slowest time.Duration `json:"slowest"`
+	Load    time.Duration `json:"load"` // what the loader took, if it ran here
 	Errors  []string      `json:"errors,omitempty"`
 }
 
@@ -68,14 +69,16 @@ func coldKey(ctx context.Context, e *env) (_ []Row, err error) {
 	defer watch.stop()
 
 	rounds := pick(e, 40, 8)
-	loads, slowest := make([]float64, 0, rounds), make([]float64, 0, rounds)
+	var loads, slowest, beyond []float64
 	for round := -coldWarmUp; round < rounds; round++ {
-		l, s, err := coldRound(all, coldRequest{Key: coldName(round), At: time.Now().Add(30 * time.Millisecond)})
+		a, err := coldRound(all, coldRequest{Key: coldName(round), At: time.Now().Add(30 * time.Millisecond)})
 		if err != nil {
 			return nil, err
 		}
 		if round >= 0 {
-			loads, slowest = append(loads, float64(l)), append(slowest, s.Seconds()*1e3)
+			loads = append(loads, float64(a.Loads))
+			slowest = append(slowest, a.Slowest.Seconds()*1e3)
+			beyond = append(beyond, (a.Slowest-a.Load).Seconds()*1e3)
 		}
 	}
 	if err := watch.settle(ctx); err != nil {
@@ -89,14 +92,14 @@ func coldKey(ctx context.Context, e *env) (_ []Row, err error) {
 			kinds[name]++
 		}
 	}
-	return coldRows(loads, slowest, commands, kinds), nil
+	return coldRows(loads, slowest, beyond, commands, kinds), nil
 }
 
 // coldName pads the number, so that no key's name is the beginning of another's.
 func coldName(round int) string { return fmt.Sprintf("cold-%+05d", round) }
 
-// coldRound has all processes ask at once.
-func coldRound(all []*child, request coldRequest) (loads int64, slowest time.Duration, _ error) {
+// coldRound has all processes ask at once, and returns their answers as one.
+func coldRound(all []*child, request coldRequest) (sum coldAnswer, _ error) {
 	answers, errs := make([]coldAnswer, len(all)), make([]error, len(all))
 	var done sync.WaitGroup
 	for i, c := range all {
@@ -104,29 +107,29 @@ func coldRound(all []*child, request coldRequest) (loads int64, slowest time.Dur
 	}
 	done.Wait()
 	if err := errors.Join(errs...); err != nil {
-		return 0, 0, err
+		return sum, err
 	}
 	for _, a := range answers {
 		if len(a.Errors) > 0 {
-			return 0, 0, fmt.Errorf("a caller's Get failed: %s", a.Errors[0])
+			return sum, fmt.Errorf("a caller's Get failed: %s", a.Errors[0])
 		}
-		loads += a.Loads
-		slowest = max(slowest, a.Slowest)
+		sum.Loads += a.Loads
+		sum.Slowest, sum.Load = max(sum.Slowest, a.Slowest), max(sum.Load, a.Load)
 	}
-	return loads, slowest, nil
+	return sum, nil
 }
 
-func coldRows(loads, slowest, commands []float64, kinds map[string]int) []Row {
+func coldRows(loads, slowest, beyond, commands []float64, kinds map[string]int) []Row {
 	var sent []string
 	for name, n := range kinds {
 		sent = append(sent, fmt.Sprintf("%s %.1f", name, float64(n)/float64(len(commands))))
 	}
 	slices.Sort(sent)
 	rounds := fmt.Sprintf("%d rounds", len(loads))
-	load := float64(coldLoad.Milliseconds())
 	return []Row{
 		{What: "loads, worst round", Value: slices.Max(loads), Budget: atMost(1), Detail: rounds, Rounds: loads},
-		{What: "slowest caller, median", Value: median(slowest), Unit: "ms", Low: quantile(slowest, 0.1), High: quantile(slowest, 0.9), Budget: atMost(load + 5), Detail: "the loader's 50 ms included", Rounds: slowest},
+		{What: "slowest caller beyond the loader, median", Value: median(beyond), Unit: "ms", Low: quantile(beyond, 0.1), High: quantile(beyond, 0.9), Budget: atMost(5), Rounds: beyond},
+		{What: "slowest caller, median", Value: median(slowest), Unit: "ms", Low: quantile(slowest, 0.1), High: quantile(slowest, 0.9), Detail: "the loader included: 50 ms and what its timer took beyond", Rounds: slowest},
 		valueRow("slowest caller, worst round", slices.Max(slowest), "ms", budget{}, ""),
 		{What: "commands sent, median", Value: median(commands), Budget: atMost(12), Detail: strings.Join(sent, ", "), Rounds: commands},
 		valueRow("commands sent, worst round", slices.Max(commands), "", atMost(16), ""),
@@ -135,7 +138,7 @@ func coldRows(loads, slowest, commands []float64, kinds map[string]int) []Row {
 
 // coldWorker is one of the processes.
 func coldWorker(ctx context.Context, addr string, l *line) (err error) {
-	var loads atomic.Int64
+	var loads, took atomic.Int64
 	shared, stop, err := connect(ctx, addr)
 	if err != nil {
 		return err
@@ -146,6 +149,7 @@ func coldWorker(ctx context.Context, addr string, l *line) (err error) {
 		Shared: shared,
 		Load: func(ctx context.Context, key string) (string, error) {
 			loads.Add(1)
+			defer func(began time.Time) { took.Store(int64(time.Since(began))) }(time.Now())
 			timer := time.NewTimer(coldLoad)
 			defer timer.Stop()
 			select {
@@ -170,7 +174,9 @@ func coldWorker(ctx context.Context, addr string, l *line) (err error) {
 		}
 		before := loads.Load()
 		answer := askAtOnce(ctx, cache, request)
-		answer.Loads = loads.Load() - before
+		if answer.Loads = loads.Load() - before; answer.Loads > 0 {
+			answer.Load = time.Duration(took.Load())
+		}
 		if err := l.say(answer); err != nil {
 			return err
 		}
