@@ -53,12 +53,13 @@ func (e *envelope) parse(raw string) error {
 	if len(raw) < headerLength || raw[:2] != magic || raw[2] != format {
 		return errForeign
 	}
-	*e = envelope{
-		flags: raw[3], codec: raw[4], schema: uint16(raw[5])<<8 | uint16(raw[6]),
-		generation: word(raw[8:]), stored: int64(word(raw[16:])), soft: int64(word(raw[24:])), hard: int64(word(raw[32:])), //nolint:gosec // checked below
-		version: word(raw[40:]), cost: time.Duration(word(raw[44:])&0xffffffff) * time.Microsecond, //nolint:gosec // 32 bits
-		token: Token(raw[52:68]), payload: raw[headerLength:],
-	}
+	// Field by field: a composite would be built elsewhere and copied.
+	e.flags, e.codec, e.schema = raw[3], raw[4], uint16(raw[5])<<8|uint16(raw[6])
+	e.generation = word(raw[8:])
+	e.stored, e.soft, e.hard = int64(word(raw[16:])), int64(word(raw[24:])), int64(word(raw[32:])) //nolint:gosec // checked below
+	e.version = word(raw[40:])
+	e.cost = time.Duration(word(raw[44:])&0xffffffff) * time.Microsecond //nolint:gosec // 32 bits
+	e.token, e.payload = Token(raw[52:68]), raw[headerLength:]
 	if e.flags&^knownFlags != 0 || e.stored <= 0 || e.stored >= exact || e.soft < e.stored || e.hard < e.soft || e.hard-e.stored > farthest.Milliseconds() {
 		return errForeign
 	}

@@ -37,20 +37,18 @@ func slotted(id string) string {
 
 // escape percent-encodes the bytes of s that could be taken for structure: % { } : and everything below 0x21 or equal to 0x7f.
 // Other bytes, those beyond ASCII included, stay as they are.
-func escape(s string) string { return string(appendEscaped(nil, s)) }
-
-// appendEscaped appends s, escaped, to b.
-func appendEscaped(b []byte, s string) []byte {
+func escape(s string) string {
 	const digits = "0123456789ABCDEF"
-	plain := 0 // s up to here is in b
+	var b []byte
+	done := 0 // s up to here is in b
 	for i := range len(s) {
 		if c := s[i]; special(c) {
-			b = append(b, s[plain:i]...)
+			b = append(b, s[done:i]...)
 			b = append(b, '%', digits[c>>4], digits[c&15])
-			plain = i + 1
+			done = i + 1
 		}
 	}
-	return append(b, s[plain:]...)
+	return string(append(b, s[done:]...))
 }
 
 func special(c byte) bool {
@@ -62,13 +60,20 @@ func (s *Space) valueKey(id string) (string, error) {
 	if len(id) > MaxKeyBytes {
 		return "", fmt.Errorf("%w: %d bytes, at most %d", ErrKeyTooLong, len(id), MaxKeyBytes)
 	}
-	if id == "" || long(id) {
+	if id == "" || long(id) || !plain(id) {
 		return s.before + slotted(id) + "}", nil
 	}
-	var room [256]byte // most keys fit: one allocation, for the result
-	key := append(room[:0], s.before...)
-	key = appendEscaped(key, id)
-	return string(append(key, '}')), nil
+	return s.before + id + "}", nil // most keys: one allocation
+}
+
+// plain reports whether no byte of s needs to be escaped.
+func plain(s string) bool {
+	for i := range len(s) {
+		if special(s[i]) {
+			return false
+		}
+	}
+	return true
 }
 
 // guardKey returns the key of the guard of the value at key; it is in the same slot, since it has the same hash tag.
