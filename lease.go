@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/tiercache/tiercache/layers"
@@ -138,10 +139,58 @@ func (c *Cache[K, V]) release(ctx context.Context, backOff bool, claims ...*clai
 }
 
 func (c *Cache[K, V]) giveBack(ctx context.Context, backOff bool, leases []layers.Lease) {
-	for _, err := range c.shared.Release(context.WithoutCancel(ctx), backOff, leases...) {
-		if err != nil {
-			c.sharedFailed("release", err)
+	for i, err := range c.shared.Release(context.WithoutCancel(ctx), backOff, leases...) {
+		if err == nil {
+			continue
 		}
+		c.sharedFailed("release", err)
+		if errors.Is(err, layers.ErrTimeout) || errors.Is(err, layers.ErrUnreachable) { // else Redis takes no writes, and granted nothing
+			c.owed.add(leases[i])
+		}
+	}
+}
+
+// maxOwed bounds the leases that are owed. Chosen; not tuned.
+const maxOwed = 1024
+
+// owed are leases that could not be given back. What Redis was sent before it hung it still does when it goes on:
+//  1. A asks for the lease; Redis hangs; A goes on without it
+//  2. Redis goes on, and grants A the lease
+//  3. B asks for it: held, until it runs out, by nobody
+//
+// So they are given back as soon as Redis answers again. Of more than maxOwed the newest are kept: those of the others run out.
+type owed struct {
+	mu     sync.Mutex
+	leases []layers.Lease
+}
+
+func (o *owed) add(leases ...layers.Lease) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.leases = append(o.leases, leases...)
+	o.leases = o.leases[max(len(o.leases)-maxOwed, 0):]
+}
+
+// take empties o.
+func (o *owed) take() (leases []layers.Lease) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	leases, o.leases = o.leases, nil
+	return leases
+}
+
+// repay gives back what is owed, as far as Redis answers.
+func (c *Cache[K, V]) repay(ctx context.Context) {
+	var leases []layers.Lease
+	for _, l := range c.owed.take() {
+		if c.shared.Reachable(l.ID) {
+			leases = append(leases, l)
+		} else {
+			c.owed.add(l)
+		}
+	}
+	if len(leases) > 0 {
+		c.giveBack(ctx, false, leases)
 	}
 }
 
@@ -150,12 +199,16 @@ func (c *Cache[K, V]) giveBack(ctx context.Context, backOff bool, leases []layer
 func (c *Cache[K, V]) abandon(ctx context.Context, claims ...*claim[K, V]) {
 	var leases []layers.Lease
 	for _, l := range claims {
-		if !l.unknown || !c.shared.Reachable(l.id) {
+		if !l.unknown {
 			continue
 		}
 		l.unknown = false
 		if l.lease.Stamp == "" { // the acquire was not answered, rather than the fill
 			l.lease = layers.Lease{ID: l.id, Token: l.token}
+		}
+		if !c.shared.Reachable(l.id) {
+			c.owed.add(l.lease)
+			continue
 		}
 		leases = append(leases, l.lease)
 	}

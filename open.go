@@ -36,6 +36,7 @@ type Cache[K comparable, V any] struct {
 
 	pending   *consistency.Pending // keys to invalidate once Redis can be reached
 	announces *consistency.Pending // of these, the ones to announce
+	owed      owed                 // leases to give back then
 	// The delete windows of this process, for what is loaded without Redis: fills are cut by any of them, a Set only by those that an
 	// invalidation opened.
 	fillWindows, setWindows *consistency.Windows
@@ -194,6 +195,7 @@ func (c *Cache[K, V]) work(ctx context.Context) {
 			return
 		case <-c.chores:
 		}
+		c.repay(ctx)
 		c.replay(ctx)
 		if c.filter != nil {
 			c.keepFilter(ctx)

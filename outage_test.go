@@ -326,6 +326,45 @@ func TestRedisHungReadsGoOn(t *testing.T) {
 	})
 }
 
+// P1, P7: 1 A asks for the lease, Redis hangs, A loads without it; 2 Redis goes on, and grants A the lease; 3 A gives it back, so that B need
+// not wait until it runs out.
+// Broken by: abandon without owed.add; work without repay.
+func TestLeaseThatAHungRedisGrantsLateIsGivenBack(t *testing.T) {
+	onSites(t, func(t *testing.T, w *site) {
+		keys := w.keys("k", 40)
+		s := newSource(nil)
+		for _, key := range keys {
+			s.write(key, "v")
+		}
+		o := options(w.name, s)
+		o.LeaseTime, o.MemoryTTL = 2*patience, -1 // what nobody holds is in the way for longer than this test waits
+		a, b := openBrief(t, w.client(t), layers.RedisOptions{}, o), openBrief(t, w.client(t), layers.RedisOptions{}, o)
+		var callers sync.WaitGroup
+		for _, key := range w.keys("warm", 400) { // so that there are connections on which a command is sent before it is known that nobody reads it
+			s.write(key, "v")
+			callers.Go(func() { _, _ = a.Get(t.Context(), key) })
+		}
+		callers.Wait()
+		w.victim.Stop()
+		for n, key := range keys {
+			callers.Go(func() {
+				time.Sleep(time.Duration(n) * 10 * time.Millisecond) // so that some have just asked for the lease when Redis is known to hang
+				v, err := a.Get(t.Context(), key)
+				if err != nil || v != "v" {
+					t.Errorf("Get while Redis hangs = %q, %v, want v", v, err)
+				}
+			})
+		}
+		callers.Wait()
+		require.EqualValues(t, 1, a.shared.Stats().StateChanges, "A knows that Redis hangs")
+		w.victim.Continue()
+		eventually(t, func() bool { return a.shared.Stats().StateChanges == 2 }, "A knows that it answers")
+		for _, key := range keys {
+			require.Equal(t, result{"v", nil}, await(t, (&peer{process: b}).get(t.Context(), key), "B's Get"))
+		}
+	})
+}
+
 // P7: a Redis that takes every command and answers none delays no call beyond the budgets of the tier, although the client itself would
 // wait for ever.
 func TestSlowRedisDoesNotDelayBeyondItsBudget(t *testing.T) {

@@ -1,0 +1,65 @@
+package tiercache_test
+
+import (
+	"testing"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/tiercache/tiercache/internal/redistest"
+)
+
+// troubles are the things that can happen to Redis.
+func troubles() []trouble {
+	durable := redistest.Args("--appendonly", "yes", "--appendfsync", "always")
+	alone := func(begin, end func(t *testing.T, s *redistest.Server)) func(t *testing.T) *stormSite {
+		return func(t *testing.T) *stormSite {
+			t.Helper()
+			s := redistest.Start(t, durable)
+			return &stormSite{
+				client: func(t *testing.T) redis.UniversalClient { t.Helper(); return s.Client(t) },
+				begin:  func() { begin(t, s) },
+				end:    func() { end(t, s) },
+				check:  func(t *testing.T) { t.Helper(); requireExpiries(t, s) },
+			}
+		}
+	}
+	nothing := func(*testing.T, *redistest.Server) {}
+	return []trouble{
+		{name: "nothing", start: alone(nothing, nothing)},
+		{name: "killed and restarted", start: alone(
+			func(_ *testing.T, s *redistest.Server) { s.Kill() },
+			func(_ *testing.T, s *redistest.Server) { s.Restart() })},
+		{name: "hung", start: alone(
+			func(_ *testing.T, s *redistest.Server) { s.Stop() },
+			func(_ *testing.T, s *redistest.Server) { s.Continue() })},
+		{name: "read-only", start: alone(
+			func(t *testing.T, s *redistest.Server) {
+				s.Config(t, "replica-serve-stale-data", "yes")
+				admin(t, s, "REPLICAOF", "127.0.0.1", "1")
+			},
+			func(t *testing.T, s *redistest.Server) { admin(t, s, "REPLICAOF", "NO", "ONE") })},
+		{name: "out of memory", start: alone(
+			func(t *testing.T, s *redistest.Server) { s.Config(t, "maxmemory", "1") },
+			func(t *testing.T, s *redistest.Server) { s.Config(t, "maxmemory", "0") })},
+		{name: "flushed", start: alone(func(t *testing.T, s *redistest.Server) { admin(t, s, "FLUSHALL") }, nothing)},
+		{name: "connections cut", start: alone(func(t *testing.T, s *redistest.Server) { admin(t, s, "CLIENT", "KILL", "SKIPME", "yes") }, nothing)},
+	}
+}
+
+// admin sends a command to the server of a test's own.
+func admin(t *testing.T, s *redistest.Server, args ...any) {
+	t.Helper()
+	require.NoError(t, s.Client(t).Do(t.Context(), args...).Err(), args)
+}
+
+// requireExpiries fails if a key of the server stands without an expiry.
+func requireExpiries(t *testing.T, s *redistest.Server) {
+	t.Helper()
+	ctx, rdb := t.Context(), s.Client(t)
+	keys := rdb.Scan(ctx, 0, "*", 1000).Iterator()
+	for keys.Next(ctx) {
+		require.NotEqual(t, int64(-1), rdb.PTTL(ctx, keys.Val()).Val().Nanoseconds(), "key %q has no expiry", keys.Val())
+	}
+	require.NoError(t, keys.Err())
+}
