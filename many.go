@@ -21,7 +21,7 @@ func (c *Cache[K, V]) GetMany(ctx context.Context, keys []K) (map[K]V, error) {
 	}
 	b := &batch[K, V]{c: c, found: make(map[K]V, len(keys))}
 	missing := b.fromMemory(ctx, keys, ids) // 1
-	defer func() { b.lead(ctx, b.behind) }()
+	defer func() { b.lead(ctx, b.behind, c.flights.LeadBehind) }()
 	if len(missing) == 0 {
 		return b.result(ctx)
 	}
@@ -32,7 +32,7 @@ func (c *Cache[K, V]) GetMany(ctx context.Context, keys []K) (map[K]V, error) {
 	missing = b.fromShared(ctx, missing) // 3
 	missing = b.filtered(ctx, missing)   // 4
 	if ctx.Err() == nil {
-		waits = append(waits, b.lead(ctx, missing)...) // 5-8
+		waits = append(waits, b.lead(ctx, missing, c.flights.Lead)...) // 5-8
 	} else if len(missing) > 0 { // who is gone has nothing rebuilt
 		b.cut = true
 	}
@@ -169,12 +169,12 @@ func (b *batch[K, V]) filtered(ctx context.Context, missing []want[K, V]) (rest 
 }
 
 // lead begins the rebuild of every key that nobody rebuilds, all of them in one piece of work that outlives the caller, and returns all
-// keys with the rebuild to wait for.
-func (b *batch[K, V]) lead(ctx context.Context, wants []want[K, V]) []want[K, V] {
+// keys with the rebuild to wait for. How says whether others wait for it too, or, since they may have something stale to answer, do not.
+func (b *batch[K, V]) lead(ctx context.Context, wants []want[K, V], how func(id string) (*rebuild.Call[answer[V]], bool)) []want[K, V] {
 	var led []want[K, V]
 	var calls []*rebuild.Call[answer[V]]
 	for i := range wants {
-		call, mine := b.c.flights.Lead(wants[i].id)
+		call, mine := how(wants[i].id)
 		wants[i].call = call
 		if !mine {
 			b.c.count.coalesced.Add(1)

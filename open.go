@@ -37,6 +37,7 @@ type Cache[K comparable, V any] struct {
 	pending   *consistency.Pending // keys to invalidate once Redis can be reached
 	announces *consistency.Pending // of these, the ones to announce
 	owed      owed                 // leases to give back then
+	loss      *loss                // what to invalidate again after a failover
 	// The delete windows of this process, for what is loaded without Redis: fills are cut by any of them, a Set only by those that an
 	// invalidation opened.
 	fillWindows, setWindows *consistency.Windows
@@ -68,7 +69,8 @@ func (c *Cache[K, V]) open() (err error) {
 	c.loads = rebuild.NewLoads(c.gate, c.o.LoadTimeout)
 	c.flights, c.refreshes = rebuild.NewFlight[answer[V]](), rebuild.NewFlight[answer[V]]()
 	c.backOff = rebuild.NewPauses(backOffBase, backOffMax, maxPending)
-	c.pending, c.announces = consistency.NewPending(maxPending), consistency.NewPending(maxPending)
+	c.pending, c.announces = consistency.NewPending(maxPending), consistency.NewPending(maxRecent)
+	c.loss = newLoss(c.filter != nil)
 	c.fillWindows = consistency.NewWindows(c.o.DeleteWindow, maxWindows)
 	c.setWindows = consistency.NewWindows(c.o.DeleteWindow, maxWindows)
 
@@ -156,6 +158,8 @@ func (c *Cache[K, V]) events() layers.Events {
 		Filter: func() { c.newFilter.Store(true); c.wake() },
 		Deaf:   func() { c.local.Deaf(); c.told(false) },
 		Hear:   func() { c.local.Hear(); c.told(true); c.wake() },
+		Lost:   c.lost,
+		Steady: c.loss.steady,
 		Tick:   c.wake,
 		Error:  c.sharedFailed,
 	}
@@ -203,9 +207,10 @@ func (c *Cache[K, V]) work(ctx context.Context) {
 	}
 }
 
-// replay sends the invalidations that Redis did not take. Their keys are read from Redis again once it took them.
+// replay sends the invalidations that Redis did not take, or may have lost. Their keys are read from Redis again once it took them.
 func (c *Cache[K, V]) replay(ctx context.Context) {
 	again := func(mode layers.Mode, ids []string) []error {
+		c.loss.recent.Note(ids...) // it may lose this one too
 		errs := make([]error, len(ids))
 		for i, r := range c.shared.Invalidate(ctx, mode, layers.NewToken(), ids...) {
 			if errs[i] = r.Err; r.Err != nil {
@@ -225,6 +230,7 @@ func (c *Cache[K, V]) replay(ctx context.Context) {
 	if c.pending.Len() > 0 {
 		c.pending.Replay(ctx, func(_ context.Context, ids []string) []error { return again(layers.Once, ids) }, c.shared.Move)
 	}
+	c.replayLost(ctx, again)
 }
 
 // Close ends the cache: callers that wait get ErrClosed, loads under way are cancelled (cause ErrClosed) and waited for, LoadTimeout at
@@ -250,9 +256,9 @@ func (c *Cache[K, V]) shut() error {
 	if c.shared != nil {
 		c.stop()
 		<-c.idle
-		if c.pending.Overflowed() {
+		if c.pending.Overflowed() || c.loss.replays.Overflowed() {
 			errs = append(errs, fmt.Errorf("tiercache: close %q: a Clear, or more invalidations than could be kept, never reached Redis", c.o.Name))
-		} else if n := max(c.pending.Len(), c.announces.Len()); n > 0 {
+		} else if n := c.waiting(); n > 0 {
 			errs = append(errs, fmt.Errorf("tiercache: close %q: %d invalidations never reached Redis", c.o.Name, n))
 		}
 		c.shared.Close()
@@ -305,7 +311,12 @@ func (c *Cache[K, V]) enterMany(ctx context.Context, keys []K) ([]string, error)
 // askable reports whether Redis may be asked for a key now: there is one, its master answers, and no invalidation of the key waits for it
 // (R13).
 func (c *Cache[K, V]) askable(id string) bool {
-	return c.shared != nil && !c.pending.Has(id) && c.shared.Reachable(id)
+	return c.shared != nil && !c.pending.Has(id) && !c.loss.replays.Has(id) && c.shared.Reachable(id)
+}
+
+// waiting is how many invalidations wait for Redis. What is to be announced is also one of them, in whichever queue.
+func (c *Cache[K, V]) waiting() int {
+	return max(c.pending.Len()+c.loss.replays.Len(), c.announces.Len())
 }
 
 // number names a Refresh: each has a flight of its own.

@@ -158,9 +158,7 @@ func (o Options[K, V]) withDefaults() (Options[K, V], error) {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	if o.Hooks == nil {
-		o.Hooks = &Hooks{}
-	}
+	o.Hooks = o.Hooks.guarded(o.Logger, o.Name)
 	return o, errors.Join(bad...)
 }
 

@@ -2,7 +2,6 @@ package tiercache
 
 import (
 	"sync/atomic"
-	"time"
 	"unsafe"
 )
 
@@ -32,23 +31,15 @@ type Stats struct {
 
 	Invalidations uint64 // keys invalidated by calls in this process
 	Events        uint64 // keys invalidated by other processes
+	Failovers     uint64 // times Redis may have lost what it had acknowledged: another server, a restart, a flush
+	Replayed      uint64 // keys invalidated again after that
 
-	Pending       uint64 // gauge: keys whose invalidation waits for Redis
+	Pending       uint64 // gauge: keys whose invalidation waits for Redis, or is to be repeated after a failover
 	LoadsRunning  uint64 // gauge: loads in this process
 	LoadsWaiting  uint64 // gauge: rebuilds that wait at the gate
 	MemoryBytes   uint64 // gauge: what the memory holds, of all caches that share it
 	MemoryEntries uint64 // gauge: entries of the memory, of all caches that share it
 	FilterRows    uint64 // gauge: rows in the filter; 0 where none is built
-}
-
-// Hooks are told what a cache does. Any may be nil. They are called synchronously by whatever goroutine does the work, never on a
-// memory hit, possibly many at once, and must not block or call the cache. Keys come as a hash that is stable in this process only.
-type Hooks struct {
-	Load        func(keyHash uint64, took time.Duration, err error)  // one call of the loader for one key ended
-	SharedError func(op string, err error)                           // a call of Redis failed
-	Stale       func(keyHash uint64, age time.Duration, cause error) // an answer past its soft end; cause nil: it is being rebuilt
-	Invalidated func(keyHash uint64, here bool)                      // a key was invalidated, by this process or by another
-	Bus         func(up bool)                                        // events are heard, or may be missed
 }
 
 // counters are the counts behind Stats. The count of memory hits is striped, since one shared word would be the slowest thing of a hit.
@@ -60,6 +51,7 @@ type counters struct {
 	loads, loadedKeys, loadErrors, loadPanics, loadsRefused                  atomic.Uint64
 	staleServed, staleErrors, shed, backOffs                                 atomic.Uint64
 	sharedErrors, encodeErrors, decodeErrors, busGaps, invalidations, events atomic.Uint64
+	failovers, replayed                                                      atomic.Uint64
 }
 
 // striped is a counter that many processors raise without sharing a cache line.
@@ -93,7 +85,8 @@ func (c *Cache[K, V]) Stats() Stats {
 		Shed: n.shed.Load(), BackOffs: n.backOffs.Load(),
 		SharedErrors: n.sharedErrors.Load(), EncodeErrors: n.encodeErrors.Load(), DecodeErrors: n.decodeErrors.Load(),
 		BusGaps: n.busGaps.Load(), Invalidations: n.invalidations.Load(), Events: n.events.Load(),
-		Pending:      uint64(max(c.pending.Len(), c.announces.Len())),
+		Failovers: n.failovers.Load(), Replayed: n.replayed.Load(),
+		Pending:      uint64(c.waiting()), //nolint:gosec // never negative
 		LoadsRunning: c.gate.Running(), LoadsWaiting: c.gate.Waiting(),
 	}
 	m := c.memory.Stats()

@@ -44,12 +44,14 @@ type update[K comparable, V any] struct {
 	ids  []string
 	op   layers.Token
 	end  func() // of the windows in this process
+	run  *write // as what a failover must not end
 }
 
 // Begin is the first delete. Reads go on, each kept for DeleteWindow at most.
 func (u *update[K, V]) Begin(ctx context.Context) error {
 	endFills, endSets := u.c.fillWindows.Begin(u.ids...), u.c.setWindows.Begin(u.ids...)
 	u.end = func() { endFills(); endSets() }
+	u.run = u.c.loss.writes.begin(u.ids, u.Renew)
 	err := u.c.invalidateShared(ctx, layers.Begin, u.op, u.ids)
 	u.bump()
 	return err
@@ -75,6 +77,7 @@ func (u *update[K, V]) Renew(ctx context.Context) error {
 // End is the second delete.
 func (u *update[K, V]) End(ctx context.Context) error {
 	u.end()
+	u.c.loss.writes.end(u.run)
 	err := u.c.invalidateShared(ctx, layers.End, u.op, u.ids)
 	u.bump() // after it was queued, if it was (R13)
 	return err
@@ -87,11 +90,13 @@ func (u *update[K, V]) bump() {
 }
 
 // invalidateShared deletes ids in Redis. Those for which that failed, or is unknown, are queued: from then on they are not read from Redis
-// until the queue was replayed, and the error says ErrPending. So many at a time as the budget of one call is good for.
+// until the queue was replayed, and the error says ErrPending. So many at a time as the budget of one call is good for. All are noted first:
+// a failover between the script and its reply must find them.
 func (c *Cache[K, V]) invalidateShared(ctx context.Context, mode layers.Mode, op layers.Token, ids []string) error {
 	if c.shared == nil || len(ids) == 0 {
 		return nil
 	}
+	c.loss.recent.Note(ids...)
 	if ctx.Err() != nil { // not sent: a script that nobody waits for may run or not
 		c.pending.Add(ids...)
 		if mode == layers.Announce {
@@ -165,6 +170,7 @@ func (c *Cache[K, V]) setShared(ctx context.Context, key K, id string, e layers.
 		return errors.Join(err, c.Invalidate(ctx, key))
 	}
 	c.fillWindows.Open(id)
+	c.loss.recent.Note(id)
 	granted := c.shared.Invalidate(ctx, layers.SetMode, layers.NewToken(), id)[0]
 	err = granted.Err
 	var filled layers.Filled
@@ -215,6 +221,10 @@ func (c *Cache[K, V]) Announce(ctx context.Context, keys ...K) error {
 func (c *Cache[K, V]) announceShared(ctx context.Context, ids []string) error {
 	if c.shared == nil {
 		return nil
+	}
+	c.loss.recent.Note(ids...)
+	if c.loss.announced != nil {
+		c.loss.announced.Note(ids...)
 	}
 	if err := c.appendAnnounced(ctx, ids); err != nil {
 		c.announces.Add(ids...)

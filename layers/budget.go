@@ -49,7 +49,7 @@ func (b *budget) tick() {
 		if b.ended.Load() {
 			return
 		}
-		b.m.check()
+		b.m.check(false)
 		if b.owner != nil {
 			b.owner.hurry()
 		}

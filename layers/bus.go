@@ -53,6 +53,10 @@ type bus struct {
 	pulses  map[string]*pulse // by master
 	said    bool              // the loss of the connection was reported
 	refused map[string]bool   // channels whose subscription was refused, and that was reported
+
+	met         bool    // a round of probes is over: in Cluster, a master that is new after it may have been a replica
+	suspect     *master // reachable again, and nobody knows as whom
+	infoRefused bool    // that INFO is refused was reported
 }
 
 func newBus(r *Redis) *bus {
@@ -148,12 +152,12 @@ func (b *bus) close() {
 
 // event returns the bytes of a new event of sp for a script to publish.
 //
-// All kinds but ready take a number. A number is used up even if its script then fails and publishes nothing: every listener sees a gap
+// All kinds but ready and lost take a number. A number is used up even if its script then fails and publishes nothing: every listener sees a gap
 // once, and asks Redis again for what its memory held. That is harmless, and cheaper than to find out what became of the script. A script
 // that is repeated publishes the same bytes again: handling an event twice is harmless too.
 func (b *bus) event(sp *Space, kind byte, payload string) string {
 	ev := event{kind: kind, origin: b.origin, payload: payload}
-	if kind != eventReady && sp.ear != nil {
+	if kind != eventReady && kind != eventLost && sp.ear != nil {
 		ev.number = sp.ear.last.Add(1)
 	}
 	return ev.String()
@@ -200,12 +204,17 @@ func (b *bus) tune() {
 
 // onState is called by the transport when a master was found unreachable or reachable again. What happened on it meanwhile, a failover
 // perhaps, nobody here knows. While it is unreachable nothing needs to be done: no script runs there for us to miss, or its events come.
-func (b *bus) onState(reachable bool, _ *master) {
+func (b *bus) onState(reachable bool, m *master) {
 	if !reachable {
 		return
 	}
 	b.mu.Lock()
 	b.doubtLocked()
+	if m != nil {
+		if p := b.pulses[m.id]; p != nil && p.who.known == "" {
+			b.suspect = m
+		}
+	}
 	b.mu.Unlock()
 	b.rouse() // the speaker tells the ears: this may be anybody's goroutine
 }

@@ -111,6 +111,8 @@ func (e *ear) handleLocked(ev event) bool {
 		e.space.adopt(generation, true)
 	case eventFilter:
 		run(e.events.Filter)
+	case eventLost:
+		e.loseLocked(0)
 	case eventBeat:
 	default:
 		return false
@@ -121,6 +123,11 @@ func (e *ear) handleLocked(ev event) bool {
 // gapLocked makes the space deaf for a moment: what memory holds by now may be what a missed event was about.
 func (e *ear) gapLocked() {
 	e.gaps.Add(1)
+	e.doubtLocked()
+}
+
+// doubtLocked calls Deaf and Hear: nothing that memory holds by now is trusted any more.
+func (e *ear) doubtLocked() {
 	if !e.hearing {
 		return
 	}

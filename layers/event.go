@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"strconv"
+	"time"
 )
 
 // Events are the ears of one cache: what the bus tells it. Any of them may be nil.
@@ -29,17 +30,25 @@ type Events struct {
 	Hear func()
 	// Tick is called each heartbeat (1 s) in which at least one master answered, after the generation was asked for.
 	Tick func()
+	// Lost is called when Redis may have lost what it had acknowledged, of any key: after a failover, a restart, a flush; back is how long
+	// before that its data ends, as far as can be told; 0: that cannot. One failover may be told more than once. Deaf and Hear follow if
+	// events are heard: what Lost makes pending is pending before a mark is good again.
+	Lost func(back time.Duration)
+	// Steady is called each heartbeat in which every master answered, none of them as another server than before: what was acknowledged
+	// before is not lost so far.
+	Steady func()
 	// Error is told what failed: once a change of state, not once a repetition, unless a heartbeat's own command failed.
 	Error func(op string, err error)
 }
 
-// The kinds of events. Every event but a ready one is numbered, per origin and channel, so that a listener can tell that one is missing.
+// The kinds of events. Every event but ready and lost ones is numbered, per origin and channel, so that a listener can tell that one is missing.
 const (
 	eventInvalidated byte = 'i' // payload: the key's string form
 	eventAnnounced   byte = 'n' // payload: the key's string form
 	eventReady       byte = 'r' // payload: the key's string form; someone who was told "held" waits for it
 	eventCleared     byte = 'c' // payload: the generation, decimal
 	eventFilter      byte = 'f' // no payload
+	eventLost        byte = 'l' // no payload; not numbered: the script that finds the generation lost sends it
 	eventBeat        byte = 'b' // no payload; its number is that of the origin's newest event, not one of its own
 )
 

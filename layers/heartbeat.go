@@ -30,6 +30,7 @@ type pulse struct {
 	checked uint64 // the last heartbeat's probe, which shall be back by the next one; 0: it need not
 	missed  int    // such probes that were not, in a row
 	need    uint64 // must be back before the bus is sound; 0: nothing must
+	who     recognition
 }
 
 // speak is the speaker. It runs until ctx ends.
@@ -42,6 +43,9 @@ func (b *bus) speak(ctx context.Context) {
 	var proved uint64 // the trust for which a round was begun at once, without waiting for the next heartbeat
 	for beat := 0; ; {
 		now := time.Now()
+		if m := b.suspects(); m != nil {
+			b.lose("the master is reachable again, and INFO does not tell whether it is the same", m)
+		}
 		b.tune()
 		b.subscribe(ctx, now)
 		if due := b.overdue(now); due.IsZero() {
@@ -56,7 +60,7 @@ func (b *bus) speak(ctx context.Context) {
 		case <-b.wake:
 			if trust, wanted := b.proofWanted(); wanted && trust != proved {
 				proved = trust
-				b.probe(ctx, false)
+				_, _ = b.probe(ctx, false)
 			}
 		case <-tick.C:
 			b.beat(ctx, beat)
@@ -78,7 +82,7 @@ func (b *bus) overdue(now time.Time) (next time.Time) {
 
 // beat is one heartbeat: a probe through every master; now and then each channel's newest number; then each space's own.
 func (b *bus) beat(ctx context.Context, count int) {
-	masters := b.probe(ctx, true)
+	masters, all := b.probe(ctx, true)
 	if len(masters) == 0 {
 		return
 	}
@@ -89,7 +93,7 @@ func (b *bus) beat(ctx context.Context, count int) {
 		b.number(ctx, masters[count/beatEvery%len(masters)], ears)
 	}
 	for _, e := range ears {
-		e.beat(ctx)
+		e.beat(ctx, all)
 	}
 }
 
@@ -105,8 +109,8 @@ func (b *bus) number(ctx context.Context, m *master, ears []*ear) {
 	}
 }
 
-// beat runs the space's heartbeat.
-func (e *ear) beat(ctx context.Context) {
+// beat runs the space's heartbeat; steady says that every master answered, as the server that it was.
+func (e *ear) beat(ctx context.Context, steady bool) {
 	e.beating.Lock()
 	defer e.beating.Unlock()
 	e.mu.Lock()
@@ -119,6 +123,9 @@ func (e *ear) beat(ctx context.Context) {
 		e.fail("generation", err)
 	}
 	e.do(e.events.Tick)
+	if steady {
+		e.do(e.events.Steady)
+	}
 }
 
 // proofWanted reports whether a round of probes could now show that the bus is sound, and for which trust.
@@ -129,32 +136,36 @@ func (b *bus) proofWanted() (trust uint64, wanted bool) {
 }
 
 // probe publishes a probe to the private channel through every master, unreachable ones too, and returns the masters that
-// answered. In a heartbeat the last heartbeat's probes are looked for.
-func (b *bus) probe(ctx context.Context, beat bool) []*master {
+// answered, and whether those are all. In a heartbeat the last heartbeat's probes are looked for.
+func (b *bus) probe(ctx context.Context, beat bool) (answered []*master, all bool) {
 	b.mu.Lock()
 	b.round++
 	round, trust := b.round, b.trust
 	ready := b.link != nil && b.link.confirmed(b.private)
 	b.mu.Unlock()
 	var mu sync.Mutex
-	var answered []*master
+	masters := 0
 	b.r.eachMaster(ctx, func(ctx context.Context, m *master) {
+		if b.isNew(m) {
+			b.lose("the cluster has a master that was not there before", m)
+		}
 		number := b.sending(m.id, round, beat)
 		cmd := redis.NewIntCmd(ctx, "publish", b.private, strconv.FormatUint(number, 10)+"|"+m.id)
-		err := m.do(ctx, cmd)
-		if err == nil {
-			err = cmd.Err()
+		err := b.ask(ctx, m, cmd)
+		answers := outcomeOf(err) == wasAnswered
+		if answers {
+			err = cmd.Err() // not that of another command
 		}
 		b.sent(m.id, number, ready && beat, err)
-		var reply redis.Error
-		if err == nil || errors.As(err, &reply) {
-			mu.Lock()
-			defer mu.Unlock()
+		mu.Lock()
+		defer mu.Unlock()
+		masters++
+		if answers {
 			answered = append(answered, m)
 		}
 	})
 	b.conclude(round, trust, ready)
-	return answered
+	return answered, len(answered) == masters
 }
 
 // sending returns the number of the next probe through a master. In a heartbeat it first looks for the last heartbeat's.
@@ -225,6 +236,7 @@ const probeRefused = ""
 // private channel's subscription confirmed.
 func (b *bus) conclude(round, trust uint64, ready bool) {
 	b.mu.Lock()
+	b.met = b.met || len(b.pulses) > 0
 	for id, p := range b.pulses {
 		if p.round != round { // the master is gone
 			delete(b.pulses, id)

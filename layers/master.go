@@ -83,6 +83,12 @@ func (once) NoRetry() bool { return true }
 // unreachable: it is the probe, and what becomes of it moves the state. After an error that matches ErrTimeout or ctx's
 // the commands may still be written to: they must be left alone.
 func (m *master) do(ctx context.Context, cmds ...redis.Cmder) error {
+	return m.doThen(ctx, nil, cmds...)
+}
+
+// doThen is do; then, if there is one, is called with the answers before the state is moved by them, on the goroutine that sent cmds,
+// also if nobody waits for them any more. It must not wait for the master.
+func (m *master) doThen(ctx context.Context, then func(), cmds ...redis.Cmder) error {
 	if m.probes.Add(1) > maxProbes {
 		m.probes.Add(-1)
 		return fmt.Errorf("%w: earlier probes are still under way", ErrTimeout)
@@ -97,6 +103,9 @@ func (m *master) do(ctx context.Context, cmds ...redis.Cmder) error {
 			_ = p.Process(c, once{cmd}) // queues only
 		}
 		_, err := p.Exec(c)
+		if then != nil && outcomeOf(err) == wasAnswered {
+			then()
+		}
 		m.note(err, c)
 		m.r.counts.trips.Add(1)
 		m.r.counts.commands.Add(uint64(len(cmds)))
@@ -134,7 +143,7 @@ func (m *master) refuse() error {
 	}
 	last, now := m.probed.Load(), time.Now().UnixNano()
 	if now-last > int64(probeEvery)*3/2 && m.probed.CompareAndSwap(last, now) { // the heartbeat comes first, if there is one
-		m.r.spawn(func() { _ = m.do(context.Background(), redis.NewStatusCmd(context.Background(), "ping")) })
+		m.r.spawn(func() { _ = m.r.bus.ask(context.Background(), m, redis.NewStatusCmd(context.Background(), "ping")) })
 	}
 	return ErrUnreachable
 }
@@ -183,7 +192,7 @@ func (m *master) note(err error, b *budget) {
 	case wasRefused:
 		m.change(false, err)
 	case wasBroken:
-		m.check()
+		m.check(true)
 	}
 }
 
@@ -252,9 +261,9 @@ func (m *master) explain(err error) error {
 }
 
 // check dials the master once, in the background, and hangs up: the client would try for longer than a budget before it said
-// that a connection was refused. At most one at a time, and not more often
-// than every checkEvery.
-func (m *master) check() {
+// that a connection was refused. Where it is taken although one was broken, the server is asked who it is: it may have been restarted.
+// At most one at a time, and not more often than every checkEvery.
+func (m *master) check(broken bool) {
 	n := m.node.Load()
 	if n == nil || m.down.Load() {
 		return
@@ -272,6 +281,9 @@ func (m *master) check() {
 		conn, err := o.Dialer(ctx, o.Network, o.Addr)
 		if err == nil {
 			_ = conn.Close() // nothing was sent
+			if broken {
+				_ = m.r.bus.ask(ctx, m, redis.NewStatusCmd(ctx, "ping"))
+			}
 			return
 		}
 		if outcomeOf(err) != wasLate {

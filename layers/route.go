@@ -11,7 +11,8 @@ import (
 )
 
 const (
-	// The list of masters is asked for anew when it is older than this and a heartbeat wants it; chosen; not tuned.
+	// The list of masters is asked for anew when it is older than this, or one of them is unreachable, and a heartbeat wants it; chosen;
+	// not tuned.
 	listAge = 5 * time.Second
 	// How long one asking for it may take, and how long after a failure nobody asks again; both chosen; not tuned.
 	listTimeout = 2 * time.Second
@@ -116,7 +117,7 @@ func (r *Redis) known() []*master {
 }
 
 // eachMaster runs f for every master at the same time and returns when all have returned. In a cluster the list is at most a few
-// seconds old, or as old as the last answer to the question for it.
+// seconds old, new while one of them is unreachable, or as old as the last answer to the question for it.
 func (r *Redis) eachMaster(ctx context.Context, f func(ctx context.Context, m *master)) {
 	var list []*master
 	switch {
@@ -126,7 +127,7 @@ func (r *Redis) eachMaster(ctx context.Context, f func(ctx context.Context, m *m
 		list = []*master{r.any}
 	default:
 		r.masters.mu.Lock()
-		old := time.Since(r.masters.ended) > listAge
+		old := time.Since(r.masters.ended) > listAge || r.missesOneLocked()
 		r.masters.mu.Unlock()
 		if old {
 			_ = r.learn(ctx) // an older list will do
@@ -146,6 +147,16 @@ func (r *Redis) eachMaster(ctx context.Context, f func(ctx context.Context, m *m
 		all.Go(func() { f(ctx, m) })
 	}
 	all.Wait()
+}
+
+// missesOneLocked reports whether a master is unreachable: another may have taken its place. The caller holds the lock of masters.
+func (r *Redis) missesOneLocked() bool {
+	for _, m := range r.masters.byAddr {
+		if m.down.Load() {
+			return true
+		}
+	}
+	return false
 }
 
 // learn waits until the client knows the cluster anew, for at most ctx and a read's budget. One goroutine asks, however many wait;

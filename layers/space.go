@@ -27,6 +27,10 @@ var errSpaceClosed = errors.New("layers: the space is closed")
 // longer than any value lives without a process that has its name open.
 const generationTime = 30 * 24 * time.Hour
 
+// renewalSlack is how many milliseconds the data may be older than the last renewal without counting as older: a script takes time between
+// its look at the clock and its look at the expiry. A heartbeat, which is as exact as this can be. Chosen; not tuned.
+const renewalSlack = 1000
+
 // Space is one cache's part of a Redis: its keys, its leases, its generation. All methods may be called concurrently.
 //
 // A method that sends scripts makes one round trip per master, however many keys it is given, and waits at most WriteTimeout of the Redis.
@@ -41,6 +45,7 @@ type Space struct {
 	ear     *ear // the bus's part, set by join
 
 	generation atomic.Uint64 // 0: not yet known; moved by adopt only
+	renewed    atomic.Int64  // when this process renewed it last, server ms; data that remembers an earlier renewal is older
 	asking     singleflight.Group
 }
 
@@ -140,9 +145,10 @@ func (s *Space) agree(ctx context.Context, move bool) error {
 	if move {
 		flag, event = 1, s.r.bus.event(s, eventCleared, "") // the script appends the generation
 	}
+	known, renewed := s.generation.Load(), max(s.renewed.Load()-renewalSlack, 0)
 	call := &scriptCall{
 		script: generationScript, keys: []string{s.genKey},
-		args: []any{s.generation.Load(), flag, generationTime.Milliseconds(), s.channel, event},
+		args: []any{known, flag, generationTime.Milliseconds(), s.channel, event, s.r.bus.event(s, eventLost, ""), renewed},
 	}
 	s.r.eval(ctx, call)
 	a, err := call.read()
@@ -152,6 +158,18 @@ func (s *Space) agree(ctx context.Context, move bool) error {
 	g := a.number(2)
 	if g <= 0 || g >= exact {
 		return fmt.Errorf("layers: %q is no generation", fmt.Sprint(a.fields...))
+	}
+	stored, back := a.number(3), time.Duration(0)
+	if was := a.number(4); was > 0 && renewed > 0 {
+		back = span(renewed - was)
+	}
+	if uint64(stored) < known || back > 0 { //nolint:gosec // no generation is negative
+		s.r.log.Warn("tiercache: failover: Redis has lost the generation, or comes with older data; recent invalidations are repeated",
+			"name", s.o.Name, "older", max(back, 0))
+		s.ear.lose(max(back, 0)) // whoever asks next finds all in its place: the script tells the others
+	}
+	if known != 0 || uint64(g) != uint64(stored) { //nolint:gosec // as above
+		s.renewed.Store(a.now)
 	}
 	s.ear.do(func() { s.adopt(uint64(g), move) })
 	if s.generation.Load() == 0 {

@@ -43,7 +43,7 @@ type flightStripe[R any] struct {
 type call[R any] struct {
 	stripe *flightStripe[R]
 	key    string
-	behind bool // begun by Start: nobody has to wait for it
+	behind bool // begun by Start or LeadBehind: nobody has to wait for it
 	leave  func()
 	once   sync.Once
 	done   chan struct{}
@@ -90,7 +90,7 @@ func (f *Flight[R]) Start(ctx context.Context, key string, fn func(context.Conte
 	return led && err == nil
 }
 
-// Join waits as Do does, but only for a call that is under way and that Start did not begin: where there is none, ok is false at once, without a lock as long as
+// Join waits as Do does, but only for a call that is under way and not behind, as Start's and LeadBehind's are: where there is none, ok is false at once, without a lock as long as
 // none of the keys on the same stripe has one. It joins nothing after Close.
 func (f *Flight[R]) Join(ctx context.Context, key string) (r R, ok bool, err error) {
 	c, ok := f.Running(key)
@@ -102,7 +102,7 @@ func (f *Flight[R]) Join(ctx context.Context, key string) (r R, ok bool, err err
 }
 
 // Running returns the call of key that is under way, for the caller to wait for; false if there is none that callers wait for, and after
-// Close. One that Start began does not count: who asks may have something to answer meanwhile.
+// Close. One that Start or LeadBehind began does not count: who asks may have something to answer meanwhile.
 func (f *Flight[R]) Running(key string) (*Call[R], bool) {
 	if f.busy.Load() == 0 || f.work.closed.Load() {
 		return nil, false
@@ -123,8 +123,13 @@ func (f *Flight[R]) Running(key string) (*Call[R], bool) {
 // Lead makes the caller the leader of a new call of key (led is true), or gives it the call that is under way. A batch leads each of
 // its keys that nobody else rebuilds. A leader MUST Finish every call that it leads, on every way out, for others wait for it: Batch
 // sees to that. After Close, led is false and the call's answer is ErrClosed.
-func (f *Flight[R]) Lead(key string) (c *Call[R], led bool) {
-	c, led, err := f.enter(context.Background(), key, false, nil)
+func (f *Flight[R]) Lead(key string) (c *Call[R], led bool) { return f.lead(key, false) }
+
+// LeadBehind is Lead of a call that nobody has to wait for, as Start's: Join and Running do not find it.
+func (f *Flight[R]) LeadBehind(key string) (c *Call[R], led bool) { return f.lead(key, true) }
+
+func (f *Flight[R]) lead(key string, behind bool) (c *Call[R], led bool) {
+	c, led, err := f.enter(context.Background(), key, behind, nil)
 	if err != nil {
 		over := &call[R]{done: make(chan struct{}), err: err}
 		close(over.done)

@@ -476,3 +476,27 @@ func TestFlightUnderTrafficNeverRunsAKeyTwiceNorAnswersAnOlderCall(t *testing.T)
 		})
 	}
 }
+
+func TestCallLedBehindIsNotJoinedByWhoHasAnAnswer(t *testing.T) {
+	// Join and Running pass a call by that nobody has to wait for; Do and Lead, who have nothing else, wait for it.
+	// Broken by: `false` for `behind` in lead.
+	synctest.Test(t, func(t *testing.T) {
+		f := NewFlight[int]()
+		leader, led := f.LeadBehind("k")
+		require.True(t, led)
+		_, ok, err := f.Join(t.Context(), "k")
+		require.NoError(t, err)
+		require.False(t, ok)
+		_, ok = f.Running("k")
+		require.False(t, ok)
+		waiter := background(t.Context(), f, "k", never(t))
+		follower, led := f.Lead("k")
+		require.False(t, led)
+		leader.Finish(1, nil)
+		require.Equal(t, answer{1, true, nil}, <-waiter)
+		r, err := follower.Wait(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, 1, r)
+		closeFlight(t, f)
+	})
+}
