@@ -270,9 +270,9 @@ func TestNothingThatBefallsRedisIsFelt(t *testing.T) {
 					o.step(t, random)
 				}
 				require.Positive(t, o.faults[0].Count(c.rules[0].Kind), "something befell the writer")
-				requireExpiries(t, o.admin, o.name)
+				requireAllExpire(t, o.admin, o.name)
 				o.end(t)
-				requireExpiries(t, o.admin, o.name)
+				requireAllExpire(t, o.admin, o.name)
 			})
 		}
 	}

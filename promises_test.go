@@ -843,8 +843,8 @@ func TestSameNameTwiceOnOneRedisIsAnError(t *testing.T) {
 	require.NoError(t, again.Close())
 }
 
-// requireExpiries fails if something of the cache of this name in Redis has no expiry. It returns with what the keys it saw end.
-func requireExpiries(t *testing.T, rdb redis.UniversalClient, name string) map[string]bool {
+// requireAllExpire fails if something of the cache of this name in Redis has no expiry. It returns with what the keys it saw end.
+func requireAllExpire(t *testing.T, rdb redis.UniversalClient, name string) map[string]bool {
 	t.Helper()
 	var mu sync.Mutex
 	seen := map[string]bool{}
@@ -885,7 +885,7 @@ func TestNothingInRedisIsWithoutExpiry(t *testing.T) {
 		seen := map[string]bool{}
 		check := func() {
 			t.Helper()
-			maps.Copy(seen, requireExpiries(t, a.rdb, name))
+			maps.Copy(seen, requireAllExpire(t, a.rdb, name))
 		}
 		_, err := a.GetMany(ctx, append(keys, "absent"))
 		require.NoError(t, err)
