@@ -2,10 +2,7 @@ package tiercache_test
 
 import (
 	"context"
-	"crypto/sha1" //nolint:gosec // the name Redis gives a script
-	"encoding/hex"
 	"fmt"
-	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -15,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tiercache/tiercache"
+	"github.com/tiercache/tiercache/internal/faulty"
 	"github.com/tiercache/tiercache/internal/redistest"
 	"github.com/tiercache/tiercache/layers"
 )
@@ -139,16 +137,15 @@ func onRedis(t *testing.T, test func(t *testing.T, client func(t *testing.T) red
 // scriptText is one of the library's scripts as it is sent.
 func scriptText(t *testing.T, name string) string {
 	t.Helper()
-	guard, err := os.ReadFile("layers/lua/guard.lua")
+	text, err := faulty.Text("layers/lua", name)
 	require.NoError(t, err)
-	own, err := os.ReadFile("layers/lua/" + name + ".lua")
-	require.NoError(t, err)
-	return string(guard) + string(own)
+	return text
 }
 
 // scriptHash is the SHA-1 under which Redis knows one of the library's scripts.
 func scriptHash(t *testing.T, name string) string {
 	t.Helper()
-	sum := sha1.Sum([]byte(scriptText(t, name))) //nolint:gosec // a name, not a secret
-	return hex.EncodeToString(sum[:])
+	hash, err := faulty.Script("layers/lua", name)
+	require.NoError(t, err)
+	return hash
 }

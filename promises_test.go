@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"iter"
+	"maps"
 	"net"
 	"strconv"
 	"strings"
@@ -842,6 +843,30 @@ func TestSameNameTwiceOnOneRedisIsAnError(t *testing.T) {
 	require.NoError(t, again.Close())
 }
 
+// requireAllExpire fails if something of the cache of this name in Redis has no expiry. It returns with what the keys it saw end.
+func requireAllExpire(t *testing.T, rdb redis.UniversalClient, name string) map[string]bool {
+	t.Helper()
+	var mu sync.Mutex
+	seen := map[string]bool{}
+	masters(t, rdb, func(ctx context.Context, node *redis.Client) error {
+		all := node.Scan(ctx, 0, "*"+name+"*", 1000).Iterator()
+		for all.Next(ctx) {
+			left, err := node.Do(ctx, "PTTL", all.Val()).Int64()
+			if err != nil {
+				return err
+			}
+			mu.Lock()
+			seen[all.Val()[strings.LastIndexAny(all.Val(), ":}")+1:]] = true
+			mu.Unlock()
+			if left == -1 {
+				return errors.New("without expiry: " + all.Val())
+			}
+		}
+		return all.Err()
+	})
+	return seen
+}
+
 // P11: whatever was done, everything that this cache has in Redis has an expiry.
 // Broken by: the marker without PXAT; the generation without PX.
 func TestNothingInRedisIsWithoutExpiry(t *testing.T) {
@@ -860,23 +885,7 @@ func TestNothingInRedisIsWithoutExpiry(t *testing.T) {
 		seen := map[string]bool{}
 		check := func() {
 			t.Helper()
-			var mu sync.Mutex
-			masters(t, a.rdb, func(ctx context.Context, node *redis.Client) error {
-				all := node.Scan(ctx, 0, "*"+name+"*", 1000).Iterator()
-				for all.Next(ctx) {
-					left, err := node.Do(ctx, "PTTL", all.Val()).Int64()
-					if err != nil {
-						return err
-					}
-					mu.Lock()
-					seen[all.Val()[strings.LastIndexAny(all.Val(), ":}")+1:]] = true
-					mu.Unlock()
-					if left == -1 {
-						return errors.New("without expiry: " + all.Val())
-					}
-				}
-				return all.Err()
-			})
+			maps.Copy(seen, requireAllExpire(t, a.rdb, name))
 		}
 		_, err := a.GetMany(ctx, append(keys, "absent"))
 		require.NoError(t, err)

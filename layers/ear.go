@@ -51,7 +51,9 @@ func (e *ear) tuneLocked() {
 		return
 	}
 	e.hearing, e.trust = true, trust
-	e.numbers = sequence{} // what was missed before this moment is dealt with by it
+	// What was missed before this moment is dealt with by it. The numbers stay known: else the loss of an origin's next event would not
+	// show. They may show a gap that was dealt with here, which costs one more look.
+	e.numbers.forgive()
 	run(e.events.Hear)
 	if !e.once {
 		e.once = true

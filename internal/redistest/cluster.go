@@ -18,12 +18,18 @@ const (
 	clusterTime = 60 * time.Second // the forming or healing of a cluster; chosen, not tuned: it ends what can no longer succeed
 )
 
-// Cluster is three masters without replicas that share all slots between them. A dead master takes its own slots with it and no
-// others.
+// Cluster is three masters that share all slots between them, without replicas unless Replicas asked for some. A dead master takes
+// its own slots with it and no others, until a replica has taken its place (Failover, FailoverByForce).
 type Cluster struct {
-	Nodes []*Server // node i starts with the i-th third of the slots
+	Nodes    []*Server // node i starts as the master of the i-th third of the slots
+	Replicas []*Server // those of Nodes[0] first, then those of Nodes[1] …; who leads and who follows changes with each failover
 
 	tb testing.TB
+}
+
+// Replicas gives each master of StartCluster n replicas, which StartCluster waits for.
+func Replicas(n int) Option {
+	return func(s *settings) { s.replicas = n }
 }
 
 // StartCluster returns a cluster of the test's own, ready for use; it is killed when the test ends.
@@ -38,6 +44,7 @@ func StartCluster(tb testing.TB, o ...Option) *Cluster {
 	if err := form(c.Addrs()); err != nil {
 		tb.Fatalf("redistest: form a cluster: %v", err)
 	}
+	c.addReplicas(settingsOf(o).replicas, o)
 	return c
 }
 
@@ -93,6 +100,7 @@ func clusterArgs() []string {
 	return []string{
 		"--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf",
 		"--cluster-node-timeout", "15000", "--cluster-require-full-coverage", "no",
+		"--repl-diskless-sync-delay", "0", // a replica's first copy does not wait for company
 	}
 }
 
@@ -108,22 +116,13 @@ func form(addrs []string) error {
 				return err
 			}
 			// go-redis spells the range out as single slots, which servers older than ADDSLOTSRANGE understand too.
-			if err := c.ClusterAddSlotsRange(ctx, from, to).Err(); err != nil {
-				return err
-			}
-			// Each meets all before it: waiting until two nodes hear of each other by gossip takes seconds.
-			for _, other := range addrs[:i] {
-				host, port, err := net.SplitHostPort(other)
-				if err != nil {
-					return err
-				}
-				if err := c.ClusterMeet(ctx, host, port).Err(); err != nil {
-					return err
-				}
-			}
-			return nil
+			return c.ClusterAddSlotsRange(ctx, from, to).Err()
 		})
 		if err != nil {
+			return err
+		}
+		// Each meets all before it: waiting until two nodes hear of each other by gossip takes seconds.
+		if err := meet(ctx, addr, addrs[:i]); err != nil {
 			return err
 		}
 	}
@@ -171,8 +170,8 @@ func at(addr string, f func(*redis.Client) error) error {
 
 // Addrs are the nodes' addresses.
 func (c *Cluster) Addrs() []string {
-	addrs := make([]string, 0, len(c.Nodes))
-	for _, n := range c.Nodes {
+	addrs := make([]string, 0, len(c.Nodes)+len(c.Replicas))
+	for _, n := range c.all() {
 		addrs = append(addrs, n.Addr)
 	}
 	return addrs
@@ -204,7 +203,7 @@ func (c *Cluster) AwaitReady() {
 func (c *Cluster) Slot(key string) int {
 	c.tb.Helper()
 	var slot int64
-	c.on(c.Nodes[0], func(ctx context.Context, r *redis.Client) (err error) {
+	c.on(c.alive()[0], func(ctx context.Context, r *redis.Client) (err error) {
 		slot, err = r.ClusterKeySlot(ctx, key).Result()
 		return err
 	})
@@ -215,7 +214,7 @@ func (c *Cluster) Slot(key string) int {
 func (c *Cluster) Owner(slot int) *Server {
 	c.tb.Helper()
 	var last error
-	for _, n := range c.Nodes {
+	for _, n := range c.all() {
 		var all []redis.ClusterSlot
 		last = at(n.Addr, func(r *redis.Client) (err error) {
 			all, err = layout(c.tb.Context(), r)
@@ -239,7 +238,7 @@ func (c *Cluster) owner(all []redis.ClusterSlot, slot int) *Server {
 		if slot < s.Start || slot > s.End || len(s.Nodes) == 0 {
 			continue
 		}
-		for _, n := range c.Nodes {
+		for _, n := range c.all() {
 			if n.Addr == s.Nodes[0].Addr {
 				return n
 			}
@@ -350,8 +349,8 @@ func (c *Cluster) EndMove(slot int, from, to *Server) {
 	}
 	tell(to)
 	tell(from)
-	for _, n := range c.Nodes {
-		if n != to && n != from {
+	for _, n := range c.all() {
+		if n != to && n != from && n.leads() {
 			tell(n)
 		}
 	}

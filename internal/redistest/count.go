@@ -27,30 +27,36 @@ var _ redis.Hook = (*Counter)(nil)
 // the nodes, so that a pipeline that is spread over three masters is three round trips.
 func Count(client redis.UniversalClient) *Counter {
 	c := &Counter{commands: map[string]int{}}
+	EachNode(client, func(node redis.UniversalClient) { node.AddHook(c) })
+	c.Reset()
+	return c
+}
+
+// EachNode calls f with client itself or, of a cluster's client, with the client of each node: those there are and, from then on,
+// each new one before it is used. For nodes that are found while EachNode runs, f may be called on another goroutine.
+func EachNode(client redis.UniversalClient, f func(node redis.UniversalClient)) {
 	cluster, ok := client.(*redis.ClusterClient)
 	if !ok {
-		client.AddHook(c)
-		return c
+		f(client)
+		return
 	}
 	// A node that is found while we look is seen twice: once as new, once in the list.
 	var mu sync.Mutex
 	seen := map[*redis.Client]bool{}
-	add := func(node *redis.Client) {
+	once := func(node *redis.Client) {
 		mu.Lock()
 		defer mu.Unlock()
 		if !seen[node] {
 			seen[node] = true
-			node.AddHook(c)
+			f(node)
 		}
 	}
-	cluster.OnNewNode(add)
+	cluster.OnNewNode(once)
 	// An error says that the cluster cannot be reached: then no node has a client yet, and each will be new.
 	_ = cluster.ForEachShard(context.Background(), func(_ context.Context, node *redis.Client) error {
-		add(node)
+		once(node)
 		return nil
 	})
-	c.Reset()
-	return c
 }
 
 // Trips is the number of round trips so far.
@@ -115,7 +121,7 @@ func (c *Counter) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Proc
 }
 
 func (c *Counter) add(cmds ...redis.Cmder) {
-	if !slices.ContainsFunc(cmds, func(cmd redis.Cmder) bool { return !setsUp(cmd) }) {
+	if !slices.ContainsFunc(cmds, func(cmd redis.Cmder) bool { return !SetsUp(cmd) }) {
 		return
 	}
 	c.mu.Lock()
@@ -126,8 +132,8 @@ func (c *Counter) add(cmds ...redis.Cmder) {
 	}
 }
 
-// setsUp reports whether go-redis sends cmd by itself: when it opens a connection, or to learn a cluster's layout.
-func setsUp(cmd redis.Cmder) bool {
+// SetsUp reports whether go-redis sends cmd by itself: when it opens a connection, or to learn a cluster's layout.
+func SetsUp(cmd redis.Cmder) bool {
 	switch strings.ToLower(cmd.Name()) {
 	case "hello", "auth", "client", "select", "readonly", "command":
 		return true

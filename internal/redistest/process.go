@@ -33,6 +33,7 @@ type process struct {
 	port   int
 	dir    string
 	args   []string
+	conf   []string // a sentinel's first configuration, line by line, which it then keeps by itself; nil: no sentinel
 
 	mu     sync.Mutex
 	cmd    *exec.Cmd
@@ -43,20 +44,26 @@ type process struct {
 // launch starts a redis-server on a free port with its files in dir. Extra arguments come last and win.
 // With bus set, the port of the cluster bus (port + 10000) is free too.
 func launch(dir string, bus bool, extra ...string) (*process, error) {
-	binary, err := exec.LookPath("redis-server")
-	if err != nil {
-		return nil, err
+	p := &process{dir: dir, args: extra}
+	return p, p.launch(bus)
+}
+
+func (p *process) launch(bus bool) (err error) {
+	if p.binary, err = exec.LookPath("redis-server"); err != nil {
+		return err
 	}
-	p := &process{binary: binary, dir: dir, args: extra}
 	for try := 0; ; try++ {
 		if p.port, err = freePort(bus); err != nil {
-			return nil, err
+			return err
 		}
 		if err = p.start(); err == nil || !errors.Is(err, errEnded) || try == portTries {
-			return p, err
+			return err
 		}
 	}
 }
+
+// dump is where the server keeps what it is told to save, and from where it takes what it starts with.
+func (p *process) dump() string { return filepath.Join(p.dir, "dump.rdb") }
 
 func (p *process) addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(p.port)) }
 
@@ -64,12 +71,9 @@ func (p *process) addr() string { return net.JoinHostPort("127.0.0.1", strconv.I
 func (p *process) start() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	args := []string{
-		"--port", strconv.Itoa(p.port), "--bind", "127.0.0.1", "--daemonize", "no", "--dir", p.dir,
-		"--save", "", "--appendonly", "no", "--loglevel", "notice",
-	}
-	if version(p.binary) >= 7 {
-		args = append(args, "--enable-debug-command", "local")
+	args, err := p.commandLine()
+	if err != nil {
+		return err
 	}
 	log, err := os.OpenFile(filepath.Join(p.dir, "redis.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -77,7 +81,7 @@ func (p *process) start() error {
 	}
 	defer log.Close() //nolint:errcheck // the server has its own handle of the file
 	// The process outlives the context of the test that happened to start it; kill ends it.
-	cmd := exec.CommandContext(context.Background(), p.binary, append(args, p.args...)...)
+	cmd := exec.CommandContext(context.Background(), p.binary, args...)
 	cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = log, log, attributes()
 	if err := cmd.Start(); err != nil {
 		return err
@@ -89,6 +93,26 @@ func (p *process) start() error {
 	}()
 	p.cmd, p.ended, p.paused = cmd, ended, false
 	return p.awaitReady()
+}
+
+// commandLine is what the server is started with.
+func (p *process) commandLine() ([]string, error) {
+	args := []string{"--port", strconv.Itoa(p.port), "--bind", "127.0.0.1", "--daemonize", "no", "--dir", p.dir, "--loglevel", "notice"}
+	if p.conf != nil {
+		file := filepath.Join(p.dir, "sentinel.conf")
+		// Only the first time: by then it holds what the sentinel has learned.
+		if _, err := os.Stat(file); err != nil {
+			if err := os.WriteFile(file, []byte(strings.Join(p.conf, "\n")+"\n"), 0o600); err != nil {
+				return nil, err
+			}
+		}
+		return append(append([]string{file, "--sentinel"}, args...), p.args...), nil
+	}
+	args = append(args, "--save", "", "--appendonly", "no")
+	if version(p.binary) >= 7 {
+		args = append(args, "--enable-debug-command", "local")
+	}
+	return append(args, p.args...), nil
 }
 
 // awaitReady polls the server until it answers. It asks for the process id: on a port that was taken in the meantime somebody
@@ -159,6 +183,13 @@ func (p *process) killLocked() {
 	_ = p.cmd.Process.Kill() // fails only if the process has ended
 	<-p.ended
 	p.cmd = nil
+}
+
+// runs reports whether the server was started and not killed.
+func (p *process) runs() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.cmd != nil
 }
 
 // signal pauses or resumes the server.

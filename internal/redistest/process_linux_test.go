@@ -12,12 +12,14 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A server does not outlive its test binary, even one that is killed and can clean up nothing.
+// A server, or a sentinel, does not outlive its test binary, even one that is killed and can clean up nothing.
 func TestServersDieWithAKilledTestBinary(t *testing.T) {
 	need(t)
 	const says = "server at "
 	if os.Getenv("REDISTEST_CHILD") == "1" { // the binary that will be killed
-		_, _ = os.Stdout.WriteString(says + Start(t).Addr + "\n")
+		sentinel := &process{dir: t.TempDir(), conf: []string{}}
+		require.NoError(t, sentinel.launch(false))
+		_, _ = os.Stdout.WriteString(says + Start(t).Addr + " " + sentinel.addr() + "\n")
 		select {}
 	}
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$") //nolint:gosec // it is this very program
@@ -25,15 +27,21 @@ func TestServersDieWithAKilledTestBinary(t *testing.T) {
 	out, err := cmd.StdoutPipe()
 	require.NoError(t, err)
 	require.NoError(t, cmd.Start())
-	addr := ""
-	for lines := bufio.NewScanner(out); addr == "" && lines.Scan(); {
-		addr, _ = strings.CutPrefix(lines.Text(), says)
+	both := ""
+	for lines := bufio.NewScanner(out); both == "" && lines.Scan(); {
+		if rest, ok := strings.CutPrefix(lines.Text(), says); ok {
+			both = rest
+		}
 	}
-	require.NoError(t, dial(t, addr), "the child's server answers on %q", addr)
+	for _, addr := range strings.Fields(both) {
+		require.NoError(t, dial(t, addr), "the child's server answers on %q", addr)
+	}
 	require.NoError(t, cmd.Process.Kill())
 	_ = cmd.Wait() // the error says that it was killed
-	for end := time.Now().Add(startTime); dial(t, addr) == nil; {
-		require.False(t, time.Now().After(end), "the server on %s lives on", addr)
+	for _, addr := range strings.Fields(both) {
+		for end := time.Now().Add(startTime); dial(t, addr) == nil; {
+			require.False(t, time.Now().After(end), "the server on %s lives on", addr)
+		}
 	}
 }
 

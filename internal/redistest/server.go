@@ -1,7 +1,9 @@
 package redistest
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,12 +28,24 @@ type Server struct {
 	shared bool                 // other tests use it too
 }
 
-// Option changes how a server is started.
-type Option func(*[]string)
+// Option changes how a server or a cluster is started.
+type Option func(*settings)
+
+type settings struct {
+	args     []string
+	replicas int
+}
 
 // Args adds arguments of redis-server's command line, such as "--maxmemory", "1mb".
 func Args(args ...string) Option {
-	return func(all *[]string) { *all = append(*all, args...) }
+	return func(s *settings) { s.args = append(s.args, args...) }
+}
+
+func settingsOf(o []Option) (s settings) {
+	for _, set := range o {
+		set(&s)
+	}
+	return s
 }
 
 // Start returns a redis-server of the test's own, which answers already; it is killed when the test ends.
@@ -44,11 +58,7 @@ func Start(tb testing.TB, o ...Option) *Server {
 func start(tb testing.TB, bus bool, o ...Option) *Server {
 	tb.Helper()
 	need(tb)
-	var args []string
-	for _, set := range o {
-		set(&args)
-	}
-	p, err := launch(tb.TempDir(), bus, args...)
+	p, err := launch(tb.TempDir(), bus, settingsOf(o).args...)
 	if err != nil {
 		tb.Fatalf("redistest: start a server: %v", err)
 	}
@@ -106,8 +116,24 @@ func (s *Server) Kill() {
 func (s *Server) Restart() {
 	s.tb.Helper()
 	s.own("Restart")
+	s.restart(nil)
+}
+
+// restart kills s and starts it again with what the dump holds; nil: with nothing.
+func (s *Server) restart(dump []byte) {
+	s.tb.Helper()
 	s.proc.kill()
-	if err := restart(s.proc); err != nil {
+	err := os.Remove(s.proc.dump()) // a Save, or a replica's first copy, has left one
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	if err == nil && dump != nil {
+		err = os.WriteFile(s.proc.dump(), dump, 0o600)
+	}
+	if err == nil {
+		err = restart(s.proc)
+	}
+	if err != nil {
 		s.tb.Fatalf("redistest: restart %s: %v", s.Addr, err)
 	}
 }

@@ -113,7 +113,10 @@ func TestSharedIsOneServerThatNobodyMayHurt(t *testing.T) {
 	need(t)
 	for name, hurt := range map[string]func(*Server){
 		"Kill": (*Server).Kill, "Restart": (*Server).Restart, "Stop": (*Server).Stop, "Continue": (*Server).Continue,
-		"Config": func(s *Server) { s.Config(t, "maxmemory", "1mb") },
+		"Config":      func(s *Server) { s.Config(t, "maxmemory", "1mb") },
+		"KillClients": func(s *Server) { s.KillClients() }, "FlushAll": (*Server).FlushAll, "ScriptFlush": (*Server).ScriptFlush,
+		"Save": func(s *Server) { s.Save() }, "RestartWith": func(s *Server) { s.RestartWith(nil) },
+		"ReplicaOf": func(s *Server) { s.ReplicaOf(s) }, "ReplicaOfNobody": (*Server).ReplicaOfNobody, "ReadOnly": (*Server).ReadOnly,
 	} {
 		s := Shared(t)
 		r := pretend(t, func(tb testing.TB) { s.tb = tb; hurt(s) })
@@ -142,6 +145,7 @@ func TestWithoutTheBinary(t *testing.T) {
 	for name, f := range map[string]func(testing.TB){
 		"Start":         func(tb testing.TB) { Start(tb) },
 		"StartCluster":  func(tb testing.TB) { StartCluster(tb) },
+		"StartSentinel": func(tb testing.TB) { StartSentinel(tb, 1) },
 		"SharedCluster": func(tb testing.TB) { SharedCluster(tb) },
 		"Kill":          func(tb testing.TB) { Shared(tb).Kill() },
 		"Config":        func(tb testing.TB) { Shared(tb).Config(tb, "maxmemory", "1mb") },
@@ -153,7 +157,7 @@ func TestWithoutTheBinary(t *testing.T) {
 	}
 	lines, err := os.ReadFile(log)
 	require.NoError(t, err)
-	require.Equal(t, 5, strings.Count(string(lines), "SKIPPED"), "%s", lines)
+	require.Equal(t, 6, strings.Count(string(lines), "SKIPPED"), "%s", lines)
 	require.Contains(t, string(lines), "miniredis")
 }
 
