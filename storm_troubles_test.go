@@ -24,6 +24,27 @@ func troubles() []trouble {
 			}
 		}
 	}
+	cluster := func(trouble func(c *redistest.Cluster)) func(t *testing.T) *stormSite {
+		return func(t *testing.T) *stormSite {
+			t.Helper()
+			c := redistest.StartCluster(t, durable, redistest.Replicas(1))
+			return &stormSite{
+				client: func(t *testing.T) redis.UniversalClient { t.Helper(); return c.Client(t) },
+				begin:  func() { trouble(c) },
+				end:    func() {},
+			}
+		}
+	}
+	sentinel := func(t *testing.T) *stormSite {
+		t.Helper()
+		s := redistest.StartSentinel(t, 1, durable)
+		var dead *redistest.Server
+		return &stormSite{
+			client: func(t *testing.T) redis.UniversalClient { t.Helper(); return s.FailoverClient(t) },
+			begin:  func() { dead = s.KillMaster() },
+			end:    func() { s.AwaitFailover(dead) },
+		}
+	}
 	nothing := func(*testing.T, *redistest.Server) {}
 	return []trouble{
 		{name: "nothing", start: alone(nothing, nothing)},
@@ -34,23 +55,17 @@ func troubles() []trouble {
 			func(_ *testing.T, s *redistest.Server) { s.Stop() },
 			func(_ *testing.T, s *redistest.Server) { s.Continue() })},
 		{name: "read-only", start: alone(
-			func(t *testing.T, s *redistest.Server) {
-				s.Config(t, "replica-serve-stale-data", "yes")
-				admin(t, s, "REPLICAOF", "127.0.0.1", "1")
-			},
-			func(t *testing.T, s *redistest.Server) { admin(t, s, "REPLICAOF", "NO", "ONE") })},
+			func(_ *testing.T, s *redistest.Server) { s.ReadOnly() },
+			func(_ *testing.T, s *redistest.Server) { s.ReplicaOfNobody() })},
 		{name: "out of memory", start: alone(
 			func(t *testing.T, s *redistest.Server) { s.Config(t, "maxmemory", "1") },
 			func(t *testing.T, s *redistest.Server) { s.Config(t, "maxmemory", "0") })},
-		{name: "flushed", start: alone(func(t *testing.T, s *redistest.Server) { admin(t, s, "FLUSHALL") }, nothing)},
-		{name: "connections cut", start: alone(func(t *testing.T, s *redistest.Server) { admin(t, s, "CLIENT", "KILL", "SKIPME", "yes") }, nothing)},
+		{name: "flushed", start: alone(func(_ *testing.T, s *redistest.Server) { s.FlushAll() }, nothing)},
+		{name: "connections cut", start: alone(func(_ *testing.T, s *redistest.Server) { s.KillClients() }, nothing)},
+		{name: "failover by sentinels", start: sentinel, forget: true},
+		{name: "failover in a cluster", start: cluster(func(c *redistest.Cluster) { c.FailoverByForce(c.Nodes[0]) }), forget: true},
+		{name: "hand-over in a cluster", start: cluster(func(c *redistest.Cluster) { c.Failover(c.Nodes[0]) }), forget: true},
 	}
-}
-
-// admin sends a command to the server of a test's own.
-func admin(t *testing.T, s *redistest.Server, args ...any) {
-	t.Helper()
-	require.NoError(t, s.Client(t).Do(t.Context(), args...).Err(), args)
 }
 
 // requireExpiries fails if a key of the server stands without an expiry.
