@@ -282,7 +282,7 @@ type stormSite struct {
 
 // Property (P7): whatever happens to Redis, no error reaches a caller while the database answers (ErrOverloaded aside), no process loads
 // more at once than its gate, nobody is answered with less than what his process has invalidated, and afterwards every process answers what
-// the database has. Broken by: askable without pending.Has; load without gate.Enter; fromShared returning its error.
+// the database has. Broken by: Loads.Run without gate.Enter; bump without local.Bump.
 func TestStorm(t *testing.T) {
 	lasts := stormLasts(t)
 	table := []string{
@@ -314,7 +314,7 @@ func TestStorm(t *testing.T) {
 }
 
 // Property (P8): when the source fails stale copies are answered and counted, then typed errors; when it is well again, so is everything, with
-// no error left over. Broken by: staleOr answering its error; countsAsFailure that is always true for what ErrBackingOff covers.
+// no error left over. Broken by: staleOr answering its error.
 func TestStormOfTheSource(t *testing.T) {
 	lasts := stormLasts(t)
 	server := redistest.Start(t)
