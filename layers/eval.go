@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/tiercache/tiercache/internal/borrowed"
 )
 
 const (
@@ -370,7 +372,7 @@ func (m *master) sendScripts(s *shipment) {
 	for _, e := range s.errands {
 		e.sent = sent
 		for _, cmd := range e.cmds {
-			_ = p.Process(s, once{cmd}) // queues only
+			_ = p.Process(s, borrowed.Once{Cmder: cmd}) // queues only
 		}
 	}
 	err := m.execScripts(s, p)
@@ -387,7 +389,7 @@ func (m *master) sendScripts(s *shipment) {
 			name := e.calls[i].script
 			e.cmds[i] = e.calls[i].command(!loaded[name])
 			loaded[name] = true
-			_ = p.Process(s, once{e.cmds[i]})
+			_ = p.Process(s, borrowed.Once{Cmder: e.cmds[i]})
 		}
 	}
 	if p.Len() > 0 {
