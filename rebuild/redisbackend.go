@@ -20,6 +20,25 @@ const (
 	leastBurn = time.Minute
 )
 
+// The races of a lock in Redis, and the rule that closes each. A holds, B waits; each is a case of package backendtest or a test here.
+//
+//	L1   1 A and B see it free; 2 both are granted                              one script looks and grants
+//	L2   1 B is refused; 2 A releases, nobody waits; 3 B is queued and sleeps   the script that refuses also queues
+//	L3   1 A's lease ends, B is granted; 2 A releases B's                       only the owner releases; an owner is one call
+//	L4   1 A's lease ends, B is granted; 2 A renews                             only owner and token together renew
+//	L5   1 A's lease ends, nobody asks; 2 A was told so; 3 A renews             what is past is not revived
+//	L6   1 A is granted, the answer is lost; 2 A repeats and is told "held"     the same owner gets the same grant, and what is left of it
+//	L7   1 A asks, gives up, releases; 2 a copy of its acquire arrives          a burned owner is never granted
+//	L8   1 data is lost; 2 B gets an older token than A had                     server time and floor; A's refused renewal drops B
+//	L9   1 the key expires; 2 the count begins anew                             server time; the key outlives its token
+//	L10  1 B is woken and leaves; 2 C is not woken                              every way out of every script wakes
+//	L11  1 A's lease ends; 2 a script clears it, for another reason; 3 B sleeps the same
+//	L12  1 B is woken and dies; 2 it is B's turn for ever                       nobody listens: the next at once; else its claim ends
+//	L13  1 B is woken, C takes the name; 2 C releases; B "was woken"            woken is 0 again whenever a holder goes
+//	L14  1 the clock goes back an hour; 2 a dead holder has it for an hour      no end is further ahead than the longest lease
+//	L15  1 the subscription is lost; 2 B's event; 3 it is made again            Watch ends with the loss; ready comes before any look
+//	L16  1 a permit's lease ends; 2 its late renewal drops all older permits    only a token that the record never knew drops any
+
 // RedisBackendOptions are the options of NewRedisBackend. The zero value means the defaults.
 type RedisBackendOptions struct {
 	// Prefix begins every key and channel; "tc-lock"; no braces, spaces or control bytes. Backends of one prefix share their names, so all

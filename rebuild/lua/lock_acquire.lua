@@ -53,7 +53,6 @@ if free then
   grant(owner, lease, floor)
   record.span = math.max(record.span, entry)
   if place then write('ZREM', key, 'x:' .. owner, 'q:' .. owner) end
-  if not shared then record.woken = 0 end -- those who were woken come too late and will have to be woken again
   return finish({ 1, micros, lease, record.hw, processes() })
 end
 

@@ -8,8 +8,8 @@
 -- Atomic: each script looks at the whole of one name and changes it in one moment, and what it changed stands with an expiry.
 --
 --   member                                  score
---   s:hw|seq|woken|span|limit|last          -inf: the record. hw: highest token; seq: last arrival; woken: highest arrival that was woken and
---                                           may still answer; span: longest lease or entry seen; limit: as resized, 0: not; last: the owner
+--   s:hw|seq|woken|span|limit|last          -inf: the record. hw: highest token; seq: last arrival; woken: highest arrival that was woken
+--                                           since a holder went; span: longest lease or entry seen; limit: as resized, 0: not; last: the owner
 --                                           whose grant was given back last
 --   h:<owner>, t:<owner>                    HELD + end of the lease; its token
 --   x:<owner>, q:<owner>                    QUEUED + end of the entry; arrival (of an exclusive waiter: + EXCLUSIVE)
