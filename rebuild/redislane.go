@@ -259,7 +259,7 @@ func (b *RedisBackend) send(l *lane, batch []*errand) {
 		sent := make(map[*borrowed.Script]bool)
 		for _, e := range batch {
 			for i, cmd := range e.cmds {
-				if err := cmd.Err(); err == nil || !strings.HasPrefix(err.Error(), "NOSCRIPT") {
+				if !strings.HasPrefix(refusal(cmd.Err()), "NOSCRIPT ") {
 					continue
 				}
 				c := e.calls[i]

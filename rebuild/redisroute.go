@@ -58,9 +58,19 @@ func (b *RedisBackend) ask(key string, done chan struct{}) {
 	close(done)
 }
 
+// refusal returns what the server itself said, "" if err is none of its errors.
+func refusal(err error) string {
+	var reply redis.Error
+	if errors.As(err, &reply) {
+		return reply.Error()
+	}
+	return ""
+}
+
 // hasMoved reports whether the server said that another has the slot.
 func hasMoved(err error) bool {
-	return err != nil && (strings.HasPrefix(err.Error(), "MOVED ") || strings.HasPrefix(err.Error(), "ASK "))
+	said := refusal(err)
+	return strings.HasPrefix(said, "MOVED ") || strings.HasPrefix(said, "ASK ")
 }
 
 // passing are the beginnings of Redis's errors that pass by themselves: a failover, a restart or a migration is under way. READONLY can
@@ -70,12 +80,11 @@ var passing = []string{"READONLY ", "LOADING ", "TRYAGAIN ", "CLUSTERDOWN ", "MA
 // transient reports whether err passes by itself. What is no error of the server is one of the connection, or of the client's pool. A
 // client that was closed stays so.
 func transient(err error) bool {
-	var reply redis.Error
-	if !errors.As(err, &reply) {
+	said := refusal(err)
+	if said == "" {
 		return !errors.Is(err, redis.ErrClosed)
 	}
-	text := err.Error()
-	return strings.Contains(text, "-READONLY ") || slices.ContainsFunc(passing, func(p string) bool { return strings.HasPrefix(text, p) })
+	return strings.Contains(said, "-READONLY ") || slices.ContainsFunc(passing, func(p string) bool { return strings.HasPrefix(said, p) })
 }
 
 // explain makes the client's error one that says whether repeating is of use.
@@ -89,6 +98,6 @@ func explain(err error) error {
 	case hasMoved(err) || transient(err):
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	default:
-		return fmt.Errorf("rebuild: redis refused: %w", err)
+		return fmt.Errorf("rebuild: redis: %w", err)
 	}
 }
