@@ -121,7 +121,7 @@ var brokenScripts = []brokenScript{
 	{"repeated renewals and releases do no harm", "release", "elseif record.last == owner then", "elseif false then"},
 	{"a late copy of an acquire is refused to a burned owner", "acquire", "if score('b:' .. owner) then", "if false then"},
 	{"a late copy of an acquire is refused to a burned owner", "release", "if burn > 0 then", "if burn > 0 and standing then"},
-	{"a late copy of an acquire is at worst a lease nobody holds", "head", "int(HELD + now + lease)", "int(HELD + now + lease + 1e9)"},
+	{"a late copy of an acquire is at worst a lease nobody holds", "acquire", "local lease, entry, floor = tonumber(ARGV[7])", "local lease, entry, floor = tonumber(ARGV[7]) + 1e9"},
 	{"tokens grow over releases", "head", "math.max(record.hw + 1, micros, floor + 1)", "math.max(record.hw, floor + 1)"},
 	{"tokens grow over expiries", "head", "math.max(record.hw + 1, micros, floor + 1)", "math.max(record.hw, floor + 1)"},
 	{"tokens are above what the asker has seen", "head", "micros, floor + 1)", "micros)"},
