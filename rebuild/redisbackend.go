@@ -15,8 +15,7 @@ import (
 const (
 	defaultLockPrefix  = "tc-lock"
 	defaultCallTimeout = time.Second // chosen; not tuned
-	// leastBurn is how long, at least, an owner whose grant was not confirmed is refused: longer than a copy of a request can be under way
-	// (locks.md §3).
+	// leastBurn is how long, at least, an owner whose grant was not confirmed is refused: longer than a copy of a request can be under way.
 	leastBurn = time.Minute
 )
 

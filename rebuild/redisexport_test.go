@@ -29,6 +29,9 @@ func BreakLockScript(t *testing.T, script, line, instead string) {
 	require.True(t, found, "no script %q", script)
 }
 
+// WatchSilence is how long a watch hears nothing before it takes itself for deaf.
+const WatchSilence = watchSilence
+
 // LockKey is the key of a name in Redis.
 func (b *RedisBackend) LockKey(name string) string { return b.key(name) }
 

@@ -164,7 +164,7 @@ func TestLockEndBeyondTheLongestLeaseIsCut(t *testing.T) {
 
 // Property: a full Redis (noeviction) refuses new grants, with an error that repeating does not heal; renewals, releases, burning and leaving go on,
 // since holders must be able to end what they have.
-// Broken by: lock_renew.lua, `expire(last)`; lock_release.lua, the ZREM moved behind the ZADD of `b:`; lock_acquire.lua, with `expire()` before grant.
+// Broken by: lock_renew.lua, `expire(last)`, `expire()`; lock_downgrade.lua, `expire()`; lock_release.lua, the ZREM moved behind the ZADD of `b:`; lock_acquire.lua, with `expire()` before grant.
 func TestFullRedisRenewsAndReleasesButGrantsNothing(t *testing.T) {
 	server := redistest.Start(t)
 	b := openBackend(t, server.Client(t))
@@ -183,8 +183,12 @@ func TestFullRedisRenewsAndReleasesButGrantsNothing(t *testing.T) {
 	require.NoError(t, err, "renewal")
 	_, err = b.Renew(t.Context(), late, h.Token+1)
 	require.ErrorIs(t, err, rebuild.ErrLeaseLost, "renewal of what is over, with a token that is not known")
+	_, err = b.Renew(t.Context(), exclusive("never", "a"), 7)
+	require.ErrorIs(t, err, rebuild.ErrLeaseLost, "renewal of what never was")
 	_, err = b.Downgrade(t.Context(), w, i.Token, owner("s", "a"))
 	require.NoError(t, err, "downgrade")
+	_, err = b.Downgrade(t.Context(), exclusive("never too", "a"), 7, owner("s", "a"))
+	require.ErrorIs(t, err, rebuild.ErrLeaseLost, "downgrade of what never was")
 	require.ErrorIs(t, b.Release(t.Context(), waiter, 0, time.Hour), rebuild.ErrLeaseLost, "leaving, burned")
 	require.ErrorIs(t, b.Release(t.Context(), exclusive("never", "a"), 0, time.Hour), rebuild.ErrLeaseLost, "burning of an unknown owner")
 	require.NoError(t, b.Release(t.Context(), a, g.Token, time.Hour), "release, burned")
@@ -243,6 +247,24 @@ func next(t *testing.T, owners <-chan string) string {
 		t.Fatal("nobody was woken")
 		return ""
 	}
+}
+
+// Property: a watch to which nothing is said stays; it asks for a sign of life by itself.
+// Broken by: rediswatch.go, `pings.Go(…)` left out.
+func TestQuietWatchStays(t *testing.T) {
+	t.Parallel()
+	b := openBackend(t, redistest.Shared(t).Client(t))
+	ctx, stop := context.WithCancel(t.Context())
+	ready, over := make(chan struct{}), make(chan error, 1)
+	go func() { over <- b.Watch(ctx, "p", func() { close(ready) }, func(string, string) {}) }()
+	<-ready
+	select {
+	case err := <-over:
+		t.Fatalf("the watch ended: %v", err)
+	case <-time.After(rebuild.WatchSilence + time.Second): // what must not happen would have by then
+	}
+	stop()
+	require.ErrorIs(t, <-over, context.Canceled)
 }
 
 // Property: a waiter to whom nobody listens is passed at once for the next, and keeps its place.
