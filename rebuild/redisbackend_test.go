@@ -1,7 +1,6 @@
 package rebuild_test
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -50,9 +49,9 @@ func subject(t *testing.T, nodes []*redistest.Server, client func(testing.TB) re
 	}
 	return backendtest.Subject{
 		Backend: one, Other: two,
-		Forget: func() { each(func(c *redis.Client) error { return c.FlushAll(context.Background()).Err() }) },
+		Forget: func() { each(func(c *redis.Client) error { return c.FlushAll(t.Context()).Err() }) },
 		Deafen: func() {
-			each(func(c *redis.Client) error { return c.ClientKillByFilter(context.Background(), "TYPE", "pubsub").Err() })
+			each(func(c *redis.Client) error { return c.ClientKillByFilter(t.Context(), "TYPE", "pubsub").Err() })
 		},
 		Pause: func() func() {
 			for _, n := range nodes {

@@ -54,9 +54,9 @@ func refused(t *testing.T, b rebuild.Backend, c rebuild.LockClaim) rebuild.LockG
 }
 
 // eventually waits for ok without depending on how fast the machine is.
-func eventually(t *testing.T, ok func() bool, what string, args ...any) {
+func eventually(t *testing.T, ok func() bool, what string) {
 	t.Helper()
-	require.Eventually(t, ok, patience, time.Millisecond, fmt.Sprintf(what, args...))
+	require.Eventually(t, ok, patience, time.Millisecond, what)
 }
 
 // serverNow is the server's clock in milliseconds.
@@ -224,11 +224,15 @@ func TestDeadWaitersAreCleared(t *testing.T) {
 func heard(t *testing.T, b rebuild.Backend, process string) <-chan string {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
-	owners, ready, over := make(chan string, 4096), make(chan struct{}), make(chan error, 1)
+	owners, ready, over := make(chan string, 4096), make(chan struct{}), make(chan struct{})
 	go func() {
-		over <- b.Watch(ctx, process, func() { close(ready) }, func(_, owner string) { owners <- owner })
+		defer close(over)
+		_ = b.Watch(ctx, process, func() { close(ready) }, func(_, owner string) { owners <- owner })
 	}()
-	t.Cleanup(func() { stop(); <-over })
+	t.Cleanup(func() {
+		stop()
+		<-over
+	})
 	select {
 	case <-ready:
 	case <-time.After(patience):
@@ -357,18 +361,22 @@ func TestResizedLimitIsKeptForADay(t *testing.T) {
 	require.Less(t, ttl(), 5*time.Minute)
 }
 
-// Property: names of any bytes are names of their own, also in what a watch hears.
+// Property: names of any bytes are names of their own, also in what a watch hears; none leaves its place between the key's braces.
 // Broken by: redisscripts.go, `rediskey.Tag(name)` -> name.
 func TestLockNamesAreAnyBytes(t *testing.T) {
 	b := openBackend(t, redistest.Shared(t).Client(t))
 	names := []string{"", "{", "}", "a b", "a\nb", ":", "%", "{}", "\x00\xff", strings.Repeat("k", 300), strings.Repeat("k", 8<<10)}
 	heardNames, ready := make(chan string, 64), make(chan struct{})
 	ctx, stop := context.WithCancel(t.Context())
-	over := make(chan error, 1)
+	over := make(chan struct{})
 	go func() {
-		over <- b.Watch(ctx, "w", func() { close(ready) }, func(name, _ string) { heardNames <- name })
+		defer close(over)
+		_ = b.Watch(ctx, "w", func() { close(ready) }, func(name, _ string) { heardNames <- name })
 	}()
-	defer func() { stop(); <-over }()
+	defer func() {
+		stop()
+		<-over
+	}()
 	<-ready
 	for _, name := range names {
 		a, w := exclusive(name, "a"), entering(exclusive(name, "w"))
@@ -376,6 +384,9 @@ func TestLockNamesAreAnyBytes(t *testing.T) {
 		refused(t, b, w)
 		require.NoError(t, b.Release(t.Context(), a, g.Token, 0))
 		require.Equal(t, name, next(t, heardNames))
+		key := b.LockKey(name)
+		require.Equal(t, []int{1, 1}, []int{strings.Count(key, "{"), strings.Count(key, "}")}, "braces of %q", key)
+		require.Less(t, len(key), 1000, "bytes of the key of a name of %d bytes", len(name))
 	}
 	_, err := b.Acquire(t.Context(), exclusive(strings.Repeat("k", 8<<10+1), "a"))
 	require.ErrorContains(t, err, "8193 bytes")
@@ -617,7 +628,7 @@ func TestHungServerHoldsTwoGoroutines(t *testing.T) {
 		var all sync.WaitGroup
 		for range 40 {
 			all.Go(func() {
-				_, err := b.Acquire(context.Background(), exclusive("n", "a"))
+				_, err := b.Acquire(t.Context(), exclusive("n", "a"))
 				require.ErrorIs(t, err, rebuild.ErrUnavailable)
 				require.NotErrorIs(t, err, context.DeadlineExceeded, "the caller's context has not ended")
 			})

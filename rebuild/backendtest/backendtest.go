@@ -172,18 +172,17 @@ func refused(t T, b rebuild.Backend, c rebuild.LockClaim) rebuild.LockGrant {
 	return g
 }
 
-// granted asks until it is granted, and returns the grant and when it was asked for and answered.
-func (s Subject) granted(t T, b rebuild.Backend, c rebuild.LockClaim) (g rebuild.LockGrant, sent, answered time.Time) {
+// granted asks until it is granted, and returns the grant and when it was answered.
+func (s Subject) granted(t T, b rebuild.Backend, c rebuild.LockClaim) (g rebuild.LockGrant, answered time.Time) {
 	t.Helper()
 	s.await(t, fmt.Sprintf("%+v is granted", c), func() bool {
-		sent = time.Now()
 		var err error
 		g, err = b.Acquire(t.Context(), c)
 		answered = time.Now()
 		require.True(t, err == nil || errors.Is(err, rebuild.ErrLocked), "acquire of %+v: %v", c, err)
 		return err == nil
 	})
-	return g, sent, answered
+	return g, answered
 }
 
 // await asks until ok says yes.

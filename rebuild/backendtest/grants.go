@@ -106,7 +106,7 @@ func repeatAcquire(t T, s Subject) {
 	if !s.Unordered {
 		refused(t, s.Other, c)
 	}
-	g, _, _ := s.granted(t, s.Other, b)
+	g, _ := s.granted(t, s.Other, b)
 	released(t, s.Other, b, g.Token)
 	s.granted(t, s.Other, c)
 }
@@ -159,7 +159,7 @@ func lateCopy(t T, s Subject) {
 	if err == nil {
 		require.Greater(t, late.Token, g.Token, "the token of a late copy's grant")
 	}
-	h, _, _ := s.granted(t, s.Other, exclusive(name, "b"))
+	h, _ := s.granted(t, s.Other, exclusive(name, "b"))
 	require.Greater(t, h.Token, max(late.Token, g.Token))
 }
 
@@ -186,7 +186,7 @@ func tokensOverExpiries(t T, s Subject) {
 	for range 3 {
 		a := exclusive(name, "a")
 		a.Lease = s.Lease
-		g, _, _ := s.granted(t, s.Other, a)
+		g, _ := s.granted(t, s.Other, a)
 		require.Greater(t, g.Token, last, "a token after an expiry")
 		last = g.Token
 	}
@@ -236,7 +236,7 @@ func lateHolder(t T, s Subject) {
 	a, b := exclusive(name, "a"), exclusive(name, "b")
 	a.Lease = s.Lease
 	g := acquired(t, s.Backend, a)
-	h, _, _ := s.granted(t, s.Other, b)
+	h, _ := s.granted(t, s.Other, b)
 	lost(t, s.Backend, a, g.Token)
 	require.ErrorIs(t, s.Backend.Release(t.Context(), a, g.Token, 0), rebuild.ErrLeaseLost, "a release after the end")
 	stands(t, s.Other, b, h.Token)
@@ -266,7 +266,7 @@ func successor(t T, s Subject, a rebuild.LockClaim, g rebuild.LockGrant, sent ti
 	if g.Left == 0 {
 		t.Skip("grants of this backend stand until a ping fails")
 	}
-	_, _, answered := s.granted(t, s.Other, exclusive(a.Name, "successor"))
+	_, answered := s.granted(t, s.Other, exclusive(a.Name, "successor"))
 	require.False(t, answered.Before(sent.Add(g.Left)), "somebody else was granted %v after it was asked for, and Left was %v", answered.Sub(sent), g.Left)
 }
 
