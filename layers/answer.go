@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/tiercache/tiercache/internal/borrowed"
 )
 
 //go:embed lua/get.lua
@@ -39,12 +41,12 @@ func (m *master) exec(b *batch, a *answer) error {
 		a.lone = make([]*redis.SliceCmd, len(b.reqs))
 		for i, q := range b.reqs {
 			a.lone[i] = redis.NewSliceCmd(b, "eval", getScript, 1, &q.key)
-			_ = p.Process(b, once{a.lone[i]}) // queues only
+			_ = p.Process(b, borrowed.Once{Cmder: a.lone[i]}) // queues only
 		}
 	} else {
 		a.split(b, m.r.cluster != nil)
 		for _, part := range a.parts {
-			_ = p.Process(b, once{part.cmd})
+			_ = p.Process(b, borrowed.Once{Cmder: part.cmd})
 		}
 		a.clock = redis.NewTimeCmd(b, timeArgs...)
 		_ = p.Process(b, a.clock)

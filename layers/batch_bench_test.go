@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	"github.com/tiercache/tiercache/internal/redistest"
@@ -140,5 +139,3 @@ func BenchmarkGetCrowd(b *testing.B) {
 		})
 	}
 }
-
-var _ redis.Cmder = once{}

@@ -6,6 +6,8 @@ import (
 	"math"
 	"strings"
 	"time"
+
+	"github.com/tiercache/tiercache/internal/rediskey"
 )
 
 // The envelope is what a value key holds in Redis: a header of fixed length, then the full key if the flag says so (two bytes of length,
@@ -85,7 +87,7 @@ func parseEnvelope(raw string) (e envelope, err error) {
 
 // of reports whether e was stored for the key id. A short key is the Redis key itself; a long one is known by its hash only.
 func (e *envelope) of(id string) bool {
-	if !long(id) {
+	if !rediskey.Long(id) {
 		return e.flags&flagLongKey == 0
 	}
 	return e.id == id || e.flags&flagMarker != 0 && e.flags&flagLongKey == 0 && e.payload == ""

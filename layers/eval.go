@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/tiercache/tiercache/internal/borrowed"
 )
 
 const (
@@ -24,7 +26,7 @@ const (
 // scriptCall is one script to run: its keys are of one slot. keys and args must not be changed any more once they were handed to
 // eval, not even after it returned: a call whose time was over may still be being sent.
 type scriptCall struct {
-	script *script
+	script *borrowed.Script
 	keys   []string
 	args   []any
 
@@ -138,22 +140,7 @@ func addCall(to map[*master]*errand, m *master, c *scriptCall) {
 }
 
 // command is the call as EVALSHA, or as EVAL with the script's text.
-func (c *scriptCall) command(text bool) *redis.Cmd {
-	args := make([]any, 0, 3+len(c.keys)+len(c.args))
-	if text {
-		args = append(args, "eval", c.script.src)
-	} else {
-		args = append(args, "evalsha", c.script.sha)
-	}
-	args = append(args, len(c.keys))
-	for i := range c.keys {
-		args = append(args, &c.keys[i])
-	}
-	args = append(args, c.args...)
-	cmd := redis.NewCmd(context.Background(), args...)
-	cmd.SetFirstKeyPos(3)
-	return cmd
-}
+func (c *scriptCall) command(text bool) *redis.Cmd { return c.script.Command(text, c.keys, c.args) }
 
 // run sends the errands, waits for all, and writes the results; it returns the calls that want to be asked elsewhere or again.
 func (r *Redis) run(ctx, within context.Context, start time.Time, errands map[*master]*errand) (again []*scriptCall) {
@@ -370,7 +357,7 @@ func (m *master) sendScripts(s *shipment) {
 	for _, e := range s.errands {
 		e.sent = sent
 		for _, cmd := range e.cmds {
-			_ = p.Process(s, once{cmd}) // queues only
+			_ = p.Process(s, borrowed.Once{Cmder: cmd}) // queues only
 		}
 	}
 	err := m.execScripts(s, p)
@@ -378,7 +365,7 @@ func (m *master) sendScripts(s *shipment) {
 		return
 	}
 	p = m.pipeline()
-	loaded := make(map[*script]bool)
+	loaded := make(map[*borrowed.Script]bool)
 	for _, e := range s.errands {
 		for i, cmd := range e.cmds {
 			if err := cmd.Err(); err == nil || !strings.HasPrefix(err.Error(), "NOSCRIPT") {
@@ -387,7 +374,7 @@ func (m *master) sendScripts(s *shipment) {
 			name := e.calls[i].script
 			e.cmds[i] = e.calls[i].command(!loaded[name])
 			loaded[name] = true
-			_ = p.Process(s, once{e.cmds[i]})
+			_ = p.Process(s, borrowed.Once{Cmder: e.cmds[i]})
 		}
 	}
 	if p.Len() > 0 {

@@ -10,18 +10,19 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
+	"github.com/tiercache/tiercache/internal/borrowed"
 	"github.com/tiercache/tiercache/internal/redistest"
 )
 
 var (
-	countScript = newScript("count", "return redis.call('INCRBY', KEYS[1], ARGV[1])")
-	pairScript  = newScript("pair", "return {redis.call('INCR', KEYS[1]), redis.call('INCR', KEYS[2])}")
-	echoScript  = newScript("echo", "return ARGV[1]")
-	failScript  = newScript("fail", "return redis.error_reply('ERR no')")
-	nilScript   = newScript("nil", "return false")
+	countScript = borrowed.NewScript("count", "return redis.call('INCRBY', KEYS[1], ARGV[1])")
+	pairScript  = borrowed.NewScript("pair", "return {redis.call('INCR', KEYS[1]), redis.call('INCR', KEYS[2])}")
+	echoScript  = borrowed.NewScript("echo", "return ARGV[1]")
+	failScript  = borrowed.NewScript("fail", "return redis.error_reply('ERR no')")
+	nilScript   = borrowed.NewScript("nil", "return false")
 )
 
-func lua(s *script, key string, args ...any) *scriptCall {
+func lua(s *borrowed.Script, key string, args ...any) *scriptCall {
 	return &scriptCall{script: s, keys: []string{key}, args: args}
 }
 

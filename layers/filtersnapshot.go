@@ -8,6 +8,8 @@ import (
 	"fmt"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/tiercache/tiercache/internal/borrowed"
 )
 
 // SaveFilter stores a filter's snapshot which holds every announcement up to cursor, and publishes the event that makes the other
@@ -36,7 +38,7 @@ func (s *Space) SaveFilter(ctx context.Context, cursor string, snapshot []byte) 
 	}
 	return s.filterDo(ctx, filterBudget, s.filterKey(), func(ctx context.Context) error {
 		// Once: a second copy would carry the same number.
-		if err := s.r.rdb.Process(ctx, once{redis.NewIntCmd(ctx, "publish", s.channel, s.r.bus.event(s, eventFilter, ""))}); err != nil {
+		if err := s.r.rdb.Process(ctx, borrowed.Once{Cmder: redis.NewIntCmd(ctx, "publish", s.channel, s.r.bus.event(s, eventFilter, ""))}); err != nil {
 			return fmt.Errorf("layers: the filter is stored, but the event that says so was not sent: %w", err)
 		}
 		return nil

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/tiercache/tiercache/internal/borrowed"
 )
 
 const (
@@ -305,7 +307,7 @@ func (b *bus) proved(sound bool) {
 
 // master returns the client of one master, by turns; nil if the transport speaks through a client of an unknown kind.
 func (b *bus) master(ctx context.Context, turn int) (*redis.Client, error) {
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	ctx, cancel := context.WithTimeout(ctx, borrowed.DialTimeout)
 	defer cancel()
 	var mu sync.Mutex
 	var masters []*master

@@ -6,6 +6,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/tiercache/tiercache/internal/rediskey"
 	"github.com/tiercache/tiercache/internal/redistest"
 )
 
@@ -13,14 +14,14 @@ import (
 var hostile = []string{
 	"", "k", "%", "%25", "%%", "{", "}", "{}", "{a}", "}{", "a}b{c", ":", ":g", "k}:g", "{k}", "k:g", "\x00", "a\x00b", "\n", "\r\n", " ", "\x7f", "\x1f", "\xff\xfe",
 	"café", "日本", "%h", "*", "?", "[a]", "\\", "\"'", "|", strings.Repeat("{", longKey), strings.Repeat("k", longKey), strings.Repeat("k", longKey+1),
-	strings.Repeat("}", MaxKeyBytes), slotted(strings.Repeat("k", longKey+1)),
+	strings.Repeat("}", MaxKeyBytes), rediskey.Tag(strings.Repeat("k", longKey+1)),
 }
 
 // Property: a key stands between the braces without anything that Redis or we take for structure, and no two keys stand as one.
 func TestSlottedIsPlainAndInjective(t *testing.T) {
 	seen := map[string]string{}
 	for _, id := range hostile {
-		got := slotted(id)
+		got := rediskey.Tag(id)
 		require.NotEmpty(t, got)
 		require.False(t, strings.ContainsFunc(got, func(c rune) bool { return c <= ' ' || c == 0x7f || strings.ContainsRune("{}:", c) }), "%q stands as %q", id, got)
 		other, twice := seen[got]
@@ -28,8 +29,8 @@ func TestSlottedIsPlainAndInjective(t *testing.T) {
 		seen[got] = id
 		require.LessOrEqual(t, len(got), 3*longKey)
 	}
-	require.Equal(t, "a%7Bb%7D%3A%25%00%7F é", strings.Replace(slotted("a{b}:%\x00\x7f\x20é"), "%20", " ", 1))
-	require.Equal(t, "%h", slotted(strings.Repeat("k", longKey+1))[:2])
+	require.Equal(t, "a%7Bb%7D%3A%25%00%7F é", strings.Replace(rediskey.Tag("a{b}:%\x00\x7f\x20é"), "%20", " ", 1))
+	require.Equal(t, "%h", rediskey.Tag(strings.Repeat("k", longKey+1))[:2])
 }
 
 // Property: a key beyond the limit is refused before anything is sent.
@@ -93,12 +94,12 @@ func FuzzEscapeIsInjective(f *testing.F) {
 		f.Add(id, hostile[(i+1)%len(hostile)])
 	}
 	f.Fuzz(func(t *testing.T, a, b string) {
-		x, y := slotted(a), slotted(b)
+		x, y := rediskey.Tag(a), rediskey.Tag(b)
 		if (x == y) != (a == b) {
 			t.Fatalf("%q stands as %q, %q as %q", a, x, b, y)
 		}
 		for i := range len(x) {
-			if special(x[i]) && x[i] != '%' {
+			if c := x[i]; c < 0x21 || c == 0x7f || c == '{' || c == '}' || c == ':' {
 				t.Fatalf("%q stands as %q", a, x)
 			}
 		}

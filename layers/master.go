@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/tiercache/tiercache/internal/borrowed"
 )
 
 const (
@@ -72,13 +74,6 @@ func (m *master) pipeline() redis.Pipeliner {
 	return m.r.rdb.Pipeline()
 }
 
-// once is a command that the client must not send a second time by itself: a reply that is late is not a command that was not
-// run. One such command in a pipeline keeps the retries off all of it.
-type once struct{ redis.Cmder }
-
-// NoRetry tells the client to send it once.
-func (once) NoRetry() bool { return true }
-
 // do sends cmds in one pipeline, once, and waits for at most a write's budget or ctx. It works also while the master is
 // unreachable: it is the probe, and what becomes of it moves the state. After an error that matches ErrTimeout or ctx's
 // the commands may still be written to: they must be left alone.
@@ -100,7 +95,7 @@ func (m *master) doThen(ctx context.Context, then func(), cmds ...redis.Cmder) e
 		defer m.probes.Add(-1)
 		p := m.pipeline()
 		for _, cmd := range cmds {
-			_ = p.Process(c, once{cmd}) // queues only
+			_ = p.Process(c, borrowed.Once{Cmder: cmd}) // queues only
 		}
 		_, err := p.Exec(c)
 		if then != nil && outcomeOf(err) == wasAnswered {

@@ -13,6 +13,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
+	"github.com/tiercache/tiercache/internal/borrowed"
 	"github.com/tiercache/tiercache/internal/redistest"
 )
 
@@ -56,7 +57,7 @@ func TestHungServerBecomesUnreachableAndComesBack(t *testing.T) {
 					_, err := r.get(ctx, "k", Mark{})
 					require.ErrorIs(t, err, ErrUnreachable)
 				}
-				c := &scriptCall{script: newScript("one", "return 1"), keys: []string{"k"}}
+				c := &scriptCall{script: borrowed.NewScript("one", "return 1"), keys: []string{"k"}}
 				r.eval(ctx, c)
 				require.ErrorIs(t, c.err, ErrUnreachable)
 				require.LessOrEqual(t, r.Stats().RoundTrips, trips+maxFlushers+maxProbes, "nothing was sent but what was under way, and probes")
@@ -108,7 +109,7 @@ func TestKilledServerIsUnreachableAtOnce(t *testing.T) {
 		server.Kill()
 		_, err = r.get(ctx, "k", Mark{})
 		require.Error(t, err)
-		c := &scriptCall{script: newScript("one", "return 1"), keys: []string{"k"}}
+		c := &scriptCall{script: borrowed.NewScript("one", "return 1"), keys: []string{"k"}}
 		r.eval(ctx, c)
 		require.Error(t, c.err)
 		awaitTrue(t, func() bool { return !r.reachable("k") }, "unreachable")
@@ -126,7 +127,7 @@ func TestHungServerHoldsFewGoroutines(t *testing.T) {
 	server := redistest.Start(t)
 	client := server.Client(t, noTimeouts)
 	r := openTier(t, client, RedisOptions{})
-	s := newScript("one", "return 1")
+	s := borrowed.NewScript("one", "return 1")
 	_, err := r.get(t.Context(), "k", Mark{})
 	require.NoError(t, err)
 	server.Stop()

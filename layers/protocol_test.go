@@ -11,6 +11,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
+	"github.com/tiercache/tiercache/internal/borrowed"
 	"github.com/tiercache/tiercache/internal/redistest"
 )
 
@@ -240,8 +241,8 @@ type scenario struct {
 // brokenLine is one line of a script, and what takes its place.
 type brokenLine struct{ script, line, instead string }
 
-func scriptsByName() map[string]**script {
-	return map[string]**script{
+func scriptsByName() map[string]**borrowed.Script {
+	return map[string]**borrowed.Script{
 		"acquire": &acquireScript, "fill": &fillScript, "release": &releaseScript, "renew": &renewScript, "invalidate": &invalidateScript,
 		"generation": &generationScript,
 	}
@@ -273,7 +274,7 @@ func TestProtocolWithALineBrokenGoesWrong(t *testing.T) {
 			t.Run(fmt.Sprintf("%s/%s-%d", sc.name, b.script, i), func(t *testing.T) {
 				if b.script == "guard" {
 					for name, s := range scriptsByName() {
-						breakLine(t, name, s, b, strings.Count((*s).src, b.line) == 1)
+						breakLine(t, name, s, b, strings.Count((*s).Text, b.line) == 1)
 					}
 				} else {
 					breakLine(t, b.script, scriptsByName()[b.script], b, true)
@@ -290,10 +291,10 @@ func TestProtocolWithALineBrokenGoesWrong(t *testing.T) {
 	}
 }
 
-func breakLine(t *testing.T, name string, s **script, b brokenLine, found bool) {
+func breakLine(t *testing.T, name string, s **borrowed.Script, b brokenLine, found bool) {
 	t.Helper()
 	whole := *s
-	require.True(t, found && strings.Count(whole.src, b.line) == 1, "%s has not exactly one line %q", name, b.line)
-	*s = newScript(name, strings.Replace(whole.src, b.line, b.instead, 1))
+	require.True(t, found && strings.Count(whole.Text, b.line) == 1, "%s has not exactly one line %q", name, b.line)
+	*s = borrowed.NewScript(name, strings.Replace(whole.Text, b.line, b.instead, 1))
 	t.Cleanup(func() { *s = whole })
 }

@@ -5,13 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"reflect"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/tiercache/tiercache/internal/borrowed"
 )
 
 // ErrUnreachable says that the key's master is known to be unreachable: nobody waited for it. It is asked again by a probe about
@@ -97,7 +97,7 @@ func NewRedis(ctx context.Context, rdb redis.UniversalClient, o RedisOptions) (*
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("layers: NewRedis: %w", endOf(ctx))
 	}
-	if err := errors.Join(checkClient(rdb), o.check()); err != nil {
+	if err := errors.Join(borrowed.CheckClient("layers: NewRedis", rdb), o.check()); err != nil {
 		return nil, err
 	}
 	r := &Redis{
@@ -131,27 +131,11 @@ func NewRedis(ctx context.Context, rdb redis.UniversalClient, o RedisOptions) (*
 	return r, nil
 }
 
-// checkClient says what is wrong with rdb, if anything.
-func checkClient(rdb redis.UniversalClient) error {
-	if v := reflect.ValueOf(rdb); !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil() {
-		return errors.New("layers: NewRedis: nil client")
-	}
-	switch c := rdb.(type) {
-	case *redis.Ring:
-		return errors.New("layers: NewRedis: a redis.Ring is not supported: a key changes its shard when one fails; use a redis.ClusterClient")
-	case *redis.ClusterClient:
-		if o := c.Options(); o.ReadOnly || o.RouteByLatency || o.RouteRandomly {
-			return errors.New("layers: NewRedis: ReadOnly, RouteByLatency and RouteRandomly are not supported: a replica may answer what was invalidated")
-		}
-	}
-	return nil
-}
-
 // check says what is wrong with the options, all of it.
 func (o RedisOptions) check() error {
 	var errs []error
-	if i := strings.IndexFunc(o.Prefix, func(c rune) bool { return c <= ' ' || c == '{' || c == '}' || c == 0x7f }); i >= 0 {
-		errs = append(errs, fmt.Errorf("layers: NewRedis: Prefix %q holds a brace, a space or a control byte", o.Prefix))
+	if err := borrowed.CheckPrefix("layers: NewRedis", o.Prefix); err != nil {
+		errs = append(errs, err)
 	}
 	for _, t := range []struct {
 		name string

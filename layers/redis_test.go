@@ -14,6 +14,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
+	"github.com/tiercache/tiercache/internal/borrowed"
 	"github.com/tiercache/tiercache/internal/redistest"
 )
 
@@ -85,7 +86,7 @@ func TestCloseEndsWaitsAndCallsAfterIt(t *testing.T) {
 	client := server.Client(t)
 	r, err := NewRedis(t.Context(), client, RedisOptions{ReadTimeout: longWait, WriteTimeout: longWait})
 	require.NoError(t, err)
-	s := newScript("one", "return 1")
+	s := borrowed.NewScript("one", "return 1")
 	require.NoError(t, client.Ping(t.Context()).Err())
 	server.Stop()
 	var waits sync.WaitGroup

@@ -1,27 +1,15 @@
 package layers
 
 import (
-	"crypto/sha1" //nolint:gosec // the name Redis gives a script; nothing secret hangs on it
 	_ "embed"
-	"encoding/hex"
 	"fmt"
 	"time"
+
+	"github.com/tiercache/tiercache/internal/borrowed"
 )
 
-// script is a Lua program that Redis runs as one step. Every script names its caller's token and may be sent again: what a repeat does is
-// in its header.
-type script struct {
-	name string
-	src  string
-	sha  string // hex SHA-1 of src, by which Redis knows it
-}
-
-func newScript(name, src string) *script {
-	sum := sha1.Sum([]byte(src)) //nolint:gosec // as above
-	return &script{name: name, src: src, sha: hex.EncodeToString(sum[:])}
-}
-
-// The scripts. Each is lua/guard.lua, which knows the forms of guard and envelope, followed by its own file.
+// The scripts. Each is lua/guard.lua, which knows the forms of guard and envelope, followed by its own file. Every script names its caller's
+// token and may be sent again: what a repeat does is in its header.
 var (
 	//go:embed lua/guard.lua
 	guardSource string
@@ -38,12 +26,12 @@ var (
 	//go:embed lua/generation.lua
 	generationSource string
 
-	acquireScript    = newScript("acquire", guardSource+acquireSource)
-	fillScript       = newScript("fill", guardSource+fillSource)
-	releaseScript    = newScript("release", guardSource+releaseSource)
-	renewScript      = newScript("renew", guardSource+renewSource)
-	invalidateScript = newScript("invalidate", guardSource+invalidateSource)
-	generationScript = newScript("generation", guardSource+generationSource)
+	acquireScript    = borrowed.NewScript("acquire", guardSource+acquireSource)
+	fillScript       = borrowed.NewScript("fill", guardSource+fillSource)
+	releaseScript    = borrowed.NewScript("release", guardSource+releaseSource)
+	renewScript      = borrowed.NewScript("renew", guardSource+renewSource)
+	invalidateScript = borrowed.NewScript("invalidate", guardSource+invalidateSource)
+	generationScript = borrowed.NewScript("generation", guardSource+generationSource)
 )
 
 // scriptReply is a script's reply: a code, the server's time, and what the script's header names after them. Its zero value is an answer of
@@ -62,7 +50,7 @@ func (c *scriptCall) read() (scriptReply, error) {
 	}
 	fields, _ := c.reply.([]any)
 	if len(fields) < 2 {
-		return scriptReply{}, fmt.Errorf("layers: the script %s answered %T of %d fields, want at least 2", c.script.name, c.reply, len(fields))
+		return scriptReply{}, fmt.Errorf("layers: the script %s answered %T of %d fields, want at least 2", c.script.Name, c.reply, len(fields))
 	}
 	a := scriptReply{fields: fields, sent: c.sent}
 	a.code, a.now = a.number(0), a.number(1)

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/tiercache/tiercache/internal/rediskey"
 )
 
 // ErrTooLarge is returned for a value whose encoded form is longer than the limit. It can be answered but not shared.
@@ -249,7 +251,7 @@ func (s *Shared[V]) decodeValue(v *V, payload string) bool {
 func (s *Shared[V]) Encode(l Lease, e Entry[V], lives Lives) (Fill, error) {
 	f := Fill{Lease: l, Codec: s.codec.ID(), Schema: s.schema, Version: e.Version, Cost: e.Cost, Soft: lives.Soft, Hard: max(lives.Hard, lives.Soft)}
 	var front []byte
-	if long(l.ID) {
+	if rediskey.Long(l.ID) {
 		f.Flags |= flagLongKey
 		front = withKey(nil, l.ID)
 	}

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/singleflight"
+
+	"github.com/tiercache/tiercache/internal/rediskey"
 )
 
 // SpaceOptions describe one cache's part of a Redis. Zero durations mean the default in brackets, negative ones are errors.
@@ -54,7 +56,7 @@ func (r *Redis) Open(o SpaceOptions) (*Space, error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	name := escape(o.Name)
+	name := rediskey.Escape(o.Name)
 	front := r.prefix + ":" + name
 	s := &Space{r: r, o: o, name: name, before: front + ":{", channel: front + ":bus", genKey: front + ":gen"}
 	if err := r.bus.join(s); err != nil {
@@ -69,7 +71,7 @@ func (o *SpaceOptions) check() error {
 	if o.Name == "" {
 		errs = append(errs, errors.New("layers: a space needs a name"))
 	}
-	if long(o.Name) {
+	if rediskey.Long(o.Name) {
 		errs = append(errs, fmt.Errorf("layers: a name of %d bytes, at most %d", len(o.Name), longKey))
 	}
 	for _, d := range []struct {

@@ -5,12 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
-	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
-	"github.com/redis/go-redis/v9/maintnotifications"
+
+	"github.com/tiercache/tiercache/internal/borrowed"
 )
 
 const (
@@ -18,8 +17,6 @@ const (
 	heartbeat = time.Second
 	// silence is how long nothing may arrive on the connection, on which this process's own probes arrive each heartbeat.
 	silence = 2 * heartbeat
-	// dialTimeout bounds the making of a connection, and again its greeting. Chosen; not tuned.
-	dialTimeout = time.Second
 	// redialFirst and redialLast are the shortest and longest pause before another connection is tried; it doubles. The first attempt
 	// after a connection that worked is made at once. Chosen; not tuned.
 	redialFirst = 50 * time.Millisecond
@@ -28,10 +25,7 @@ const (
 	refusedPause = 10 * time.Second
 )
 
-var (
-	errLinkUsed = errors.New("layers: the bus makes a new connection instead")
-	errReply    = errors.New("layers: unexpected reply on the bus's connection")
-)
+var errReply = errors.New("layers: unexpected reply on the bus's connection")
 
 // link is one connection of the bus. Its fields but ps and cut are guarded by the bus's mu.
 type link struct {
@@ -101,7 +95,7 @@ func (b *bus) hold(ctx context.Context, turn int) (proved bool, err error) {
 	defer done()
 	l := &link{ps: ps, cut: cut, channels: make(map[string]*ask)}
 	l.expect(b.private, time.Now())
-	dctx, cancel := context.WithTimeout(ctx, 2*dialTimeout)
+	dctx, cancel := context.WithTimeout(ctx, 2*borrowed.DialTimeout)
 	err = ps.Subscribe(dctx, b.private)
 	cancel()
 	if err != nil {
@@ -124,10 +118,6 @@ func (b *bus) hold(ctx context.Context, turn int) (proved bool, err error) {
 
 // connect returns a PubSub that connects once, to one master, and never again; the turn says which master. In Cluster each master
 // passes on what is published on any of them.
-//
-// It belongs to a client of its own with the same options, for two reasons. The user's time-outs may be long, or none, and a greeting
-// that is never answered must not outlive close. And the PubSub must not reconnect by itself: it does so before it returns the error, so
-// that the loss would be noticed only when it is over.
 func (b *bus) connect(ctx context.Context, turn int) (ps *redis.PubSub, done func(), err error) {
 	from, err := b.master(ctx, turn)
 	if err != nil {
@@ -138,29 +128,8 @@ func (b *bus) connect(ctx context.Context, turn int) (ps *redis.PubSub, done fun
 		stop := context.AfterFunc(ctx, func() { _ = ps.Close() })
 		return ps, func() { stop(); _ = ps.Close() }, nil
 	}
-	o := *from.Options()
-	dial := o.Dialer
-	var used atomic.Bool
-	o.Dialer = func(dctx context.Context, network, addr string) (net.Conn, error) {
-		if used.Swap(true) {
-			return nil, errLinkUsed
-		}
-		conn, err := dial(dctx, network, addr)
-		if err == nil {
-			context.AfterFunc(ctx, func() { _ = conn.Close() })
-		}
-		return conn, err
-	}
-	o.MaxRetries, o.DialerRetries = -1, 1
-	o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = dialTimeout, dialTimeout, dialTimeout, dialTimeout
-	o.ContextTimeoutEnabled = true
-	o.PoolSize, o.MinIdleConns, o.PipelinePoolSize = 1, 0, -1
-	o.Limiter, o.PushNotificationProcessor = nil, nil
-	o.ClientSideCache, o.ClientSideCacheConfig = nil, nil
-	o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
-	client := redis.NewClient(&o)
-	ps = client.Subscribe(ctx)
-	return ps, func() { _ = ps.Close(); _ = client.Close() }, nil
+	ps, done = borrowed.Subscribe(ctx, from)
+	return ps, done, nil
 }
 
 // lost ends the present connection for all ears, which are deaf from now on.

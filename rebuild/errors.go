@@ -14,6 +14,21 @@ var ErrClosed = errors.New("tiercache: closed")
 // answer with less, or try again later.
 var ErrOverloaded = errors.New("tiercache: overloaded")
 
+// ErrLocked says that somebody else has the lock, or waits for it ahead of the caller. Try again later, or wait with Lock.
+var ErrLocked = errors.New("tiercache: locked")
+
+// ErrLeaseLost says that a lease is over: it was not renewed in time, the data behind it was lost, or it was given back. Another may
+// hold the lock by now: stop, and let the resource refuse what carries the old token.
+var ErrLeaseLost = errors.New("tiercache: lease lost")
+
+// ErrUnavailable says that a lock's backend did not answer, or refused for a reason that passes by itself. What became of the call is
+// unknown: it may have been carried out, or may be later. It is to be repeated with the same owner, or given up with a release.
+var ErrUnavailable = errors.New("tiercache: the lock's backend is unavailable")
+
+// ErrReplicas says that too few replicas confirmed a grant, which was given back therefore. Trying again at once is of no use: look
+// at the replicas.
+var ErrReplicas = errors.New("tiercache: too few replicas confirmed the grant")
+
 // ErrGoexit says that a loader left by runtime.Goexit (which testing's FailNow calls too) and so has no result.
 var ErrGoexit = errors.New("tiercache: loader called runtime.Goexit")
 
