@@ -37,6 +37,7 @@ var libraryModules = []string{
 // testModules are the modules that only our tests use.
 var testModules = []string{
 	"github.com/alicebob/miniredis/v2",
+	"github.com/anishathalye/porcupine", // judges the history of the lock fleet
 	"github.com/stretchr/testify",
 	"github.com/yuin/gopher-lua", // of miniredis
 	"go.uber.org/goleak",
