@@ -25,6 +25,10 @@ type Stats struct {
 	Shed         uint64 // rebuilds that the gate turned away
 	BackOffs     uint64 // rebuilds refused since the last loads of the key failed
 
+	BreakerRefused     uint64 // rebuilds that the source's breaker turned away
+	SourceBreakerTrips uint64 // times that it opened
+	RedisBreakerTrips  uint64 // times that the breaker around a Redis master opened, for all caches that share the layers.Redis
+
 	SharedErrors uint64 // calls of Redis that failed or ran out of their budget
 	EncodeErrors uint64 // values that could not be encoded or were too large: kept in memory only
 	DecodeErrors uint64 // reads of an entry in Redis that could not be understood; it is rebuilt
@@ -33,6 +37,8 @@ type Stats struct {
 	Invalidations uint64 // keys invalidated by calls in this process
 	Events        uint64 // keys invalidated by other processes
 
+	SourceBreaker uint64 // gauge: 0 closed, 1 half-open (three loads at a time, to see), 2 open
+	RedisBreaker  uint64 // gauge: of the worst master: 0 closed, 1 half-open (reads come back, key by key), 2 open (it is not read)
 	Pending       uint64 // gauge: keys whose invalidation waits for Redis
 	LoadsRunning  uint64 // gauge: loads in this process
 	LoadsWaiting  uint64 // gauge: rebuilds that wait at the gate
@@ -49,6 +55,15 @@ type Hooks struct {
 	Stale       func(keyHash uint64, age time.Duration, cause error) // an answer past its soft end; cause nil: it is being rebuilt
 	Invalidated func(keyHash uint64, here bool)                      // a key was invalidated, by this process or by another
 	Bus         func(up bool)                                        // events are heard, or may be missed
+	Breaker     func(target, state string)                           // of "source" or "redis" (its worst master): "closed", "half-open", "open"
+}
+
+// sourceBreaker is Breaker for the source's.
+func (h *Hooks) sourceBreaker() func(state string) {
+	if h == nil || h.Breaker == nil {
+		return nil
+	}
+	return func(state string) { h.Breaker("source", state) }
 }
 
 // counters are the counts behind Stats. The count of memory hits is striped, since one shared word would be the slowest thing of a hit.
@@ -91,10 +106,15 @@ func (c *Cache[K, V]) Stats() Stats {
 		Loads: n.loads.Load(), LoadedKeys: n.loadedKeys.Load(), LoadErrors: n.loadErrors.Load(), LoadPanics: n.loadPanics.Load(),
 		LoadsRefused: n.loadsRefused.Load(), StaleServed: n.staleServed.Load(), StaleErrors: n.staleErrors.Load(),
 		Shed: n.shed.Load(), BackOffs: n.backOffs.Load(),
+		BreakerRefused: c.breaker.Refused(), SourceBreakerTrips: c.breaker.Trips(), SourceBreaker: c.breaker.State(),
 		SharedErrors: n.sharedErrors.Load(), EncodeErrors: n.encodeErrors.Load(), DecodeErrors: n.decodeErrors.Load(),
 		BusGaps: n.busGaps.Load(), Invalidations: n.invalidations.Load(), Events: n.events.Load(),
 		Pending:      uint64(max(c.pending.Len(), c.announces.Len())),
 		LoadsRunning: c.gate.Running(), LoadsWaiting: c.gate.Waiting(),
+	}
+	if c.o.Shared != nil {
+		r := c.o.Shared.Stats()
+		s.RedisBreaker, s.RedisBreakerTrips = r.Breaker, r.BreakerTrips
 	}
 	m := c.memory.Stats()
 	s.MemoryBytes, s.MemoryEntries = m.Bytes, m.Entries

@@ -43,6 +43,7 @@ func (b *bus) speak(ctx context.Context) {
 	for beat := 0; ; {
 		now := time.Now()
 		b.tune()
+		b.tellBreaker()
 		b.subscribe(ctx, now)
 		if due := b.overdue(now); due.IsZero() {
 			watch.Stop()
@@ -62,6 +63,17 @@ func (b *bus) speak(ctx context.Context) {
 			b.beat(ctx, beat)
 			beat++
 		}
+	}
+}
+
+// tellBreaker tells every ear of the breakers' state if it is another than it was told last.
+func (b *bus) tellBreaker() {
+	state := b.r.breakerState()
+	for _, e := range b.open() {
+		if e.breaker != state && e.events.Breaker != nil {
+			e.do(func() { e.events.Breaker(state.String()) })
+		}
+		e.breaker = state
 	}
 }
 
