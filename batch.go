@@ -2,7 +2,6 @@ package tiercache
 
 import (
 	"context"
-	"errors"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -38,7 +37,7 @@ func (c *Cache[K, V]) rebuildSome(ctx context.Context, wants []want[K, V], held 
 	var without, leased []part[K, V]
 	for _, w := range wants {
 		p := part[K, V]{want: w, alone: alone{mark: c.local.Mark(w.key), why: w.why}}
-		if !c.askable(w.id) {
+		if !c.leasable(w.key, w.id, w.why) {
 			without = append(without, p)
 			continue
 		}
@@ -46,7 +45,7 @@ func (c *Cache[K, V]) rebuildSome(ctx context.Context, wants []want[K, V], held 
 		leased = append(leased, p)
 	}
 	granted, refused := c.acquireMany(ctx, leased, held) // 5
-	parts := slices.Concat(granted, c.mayLoadAlone(slices.Concat(without, refused)))
+	parts := slices.Concat(granted, c.mayLoadAlone(ctx, slices.Concat(without, refused)))
 	defer c.leave(ctx, claimsOf(granted)...)
 	stop := c.keepMany(ctx, granted)
 	defer stop()
@@ -94,15 +93,15 @@ func (c *Cache[K, V]) acquireMany(ctx context.Context, parts []part[K, V], held 
 }
 
 // mayLoadAlone returns the keys to load without Redis; those that memory can answer in doubt, or that back off, are finished.
-func (c *Cache[K, V]) mayLoadAlone(parts []part[K, V]) (rest []part[K, V]) {
+func (c *Cache[K, V]) mayLoadAlone(ctx context.Context, parts []part[K, V]) (rest []part[K, V]) {
 	for _, p := range parts {
+		p.alone = c.newAlone(p.id, p.alone.mark, p.why)
 		a, done, err := c.beforeAlone(p.key, p.id, p.why)
 		if done {
-			p.call.Finish(a, err)
+			p.call.Finish(c.orShared(ctx, p.key, p.id, p.alone, a, err))
 			continue
 		}
 		p.claim = nil
-		p.alone.cut, _ = c.fillWindows.Cut(p.id, time.Now())
 		rest = append(rest, p)
 	}
 	return rest
@@ -143,7 +142,8 @@ func (c *Cache[K, V]) loadEach(ctx context.Context, parts []part[K, V]) {
 				if p.claim != nil {
 					return c.afterLoad(ctx, p.claim, entry, err)
 				}
-				return c.afterAlone(p.key, p.id, p.alone, entry, err)
+				a, err := c.afterAlone(p.key, p.id, p.alone, entry, err)
+				return c.orShared(ctx, p.key, p.id, p.alone, a, err)
 			})
 		})
 	}
@@ -208,19 +208,29 @@ func (c *Cache[K, V]) encodedPart(ctx context.Context, p part[K, V], e layers.En
 // failMany gives the leases of a failed load back and answers every key stale, or with the error.
 func (c *Cache[K, V]) failMany(ctx context.Context, parts []part[K, V], err error) {
 	c.release(ctx, countsAsFailure(err), claimsOf(parts)...)
+	var all sync.WaitGroup
 	for _, p := range parts {
 		if p.claim != nil {
 			p.call.Finish(p.claim.staleOr(err))
 			continue
 		}
-		p.call.Finish(c.afterAlone(p.key, p.id, p.alone, layers.Entry[V]{}, err))
+		end := func() {
+			a, err := c.afterAlone(p.key, p.id, p.alone, layers.Entry[V]{}, err)
+			p.call.Finish(c.orShared(ctx, p.key, p.id, p.alone, a, err))
+		}
+		if p.alone.early {
+			all.Go(end) // they share their round trips
+			continue
+		}
+		end()
 	}
+	all.Wait()
 }
 
 // loadedMany counts and tells how one LoadMany call ended.
 func (c *Cache[K, V]) loadedMany(parts []part[K, V], took time.Duration, err error) {
 	c.countLoad(err)
-	if c.o.Hooks.Load == nil || errors.Is(err, ErrOverloaded) {
+	if c.o.Hooks.Load == nil || turnedAway(err) {
 		return
 	}
 	for _, p := range parts {

@@ -43,7 +43,7 @@ func (c *Cache[K, V]) Get(ctx context.Context, key K) (V, error) {
 //	3 Redis       one GET, its round trip shared; a hit needs no flight
 //	4 filter      certainly no such row: ErrNotFound, the source is not asked
 //	5 lease       read again and, if there is still nothing fresh, be the one in the fleet that loads it (rebuild)
-//	6 gate        so many loads at once in this process (load)
+//	6 gate        so many loads at once in this process, and none while most of them fail: the breaker (load)
 //	7 load        the source, under its own time-out (load)
 //	8 fill        kept only if the lease still stands (fill)
 //
@@ -123,7 +123,7 @@ func (c *Cache[K, V]) inMemory(key K, id string, a *answer[V]) bool {
 	if !ok || !copied.Young {
 		return false
 	}
-	if !copied.Trusted && (c.shared == nil || c.shared.Reachable(id)) {
+	if !copied.Trusted && !c.mayDoubt(id, copied.Heard) {
 		return false
 	}
 	fresh := copied.Fresh(time.Now())
@@ -139,7 +139,7 @@ func (c *Cache[K, V]) inMemory(key K, id string, a *answer[V]) bool {
 // It reports false if the key must be rebuilt, and notes in why what that rebuild should know.
 func (c *Cache[K, V]) fromShared(ctx context.Context, key K, id string, why *cause, a *answer[V]) (bool, error) {
 	mark := c.local.Mark(key)
-	if !c.askable(id) {
+	if !c.readable(key, id) {
 		return false, nil
 	}
 	var found layers.Reading[V]
@@ -189,7 +189,8 @@ func (c *Cache[K, V]) taken(key K, found *layers.Reading[V], mark layers.Mark, w
 // revalidate has a stale answer given while one rebuild of it runs behind: at once, or after waiting StaleWait for the fresh value, which
 // replaces it. The rebuild asks Redis first, by its lease, since another process may have been faster.
 func (c *Cache[K, V]) revalidate(ctx context.Context, key K, id string, a *answer[V]) {
-	again := func(ctx context.Context) (answer[V], error) { return c.rebuild(ctx, key, id, cause{}) }
+	why := cause{asked: a.tier == Shared}
+	again := func(ctx context.Context) (answer[V], error) { return c.rebuild(ctx, key, id, why) }
 	if c.o.StaleWait == 0 {
 		c.flights.Start(ctx, id, again)
 		return
@@ -209,7 +210,7 @@ func (c *Cache[K, V]) revalidate(ctx context.Context, key K, id string, a *answe
 // heard since it began (R2, R4, R11).
 func (c *Cache[K, V]) rebuild(ctx context.Context, key K, id string, why cause) (answer[V], error) {
 	mark := c.local.Mark(key)
-	if !c.askable(id) {
+	if !c.leasable(key, id, why) {
 		return c.loadAlone(ctx, key, id, mark, why)
 	}
 	return c.rebuildClaimed(ctx, key, id, c.newClaim(key, id, mark, why))
@@ -264,23 +265,24 @@ func (c *Cache[K, V]) afterLoad(ctx context.Context, claim *claim[K, V], entry l
 // loadAlone loads the key without Redis: there is none, it cannot be asked, or an invalidation waits for it. What it loads is kept in
 // memory, in doubt from birth where there is a Redis to ask again (R14), and no longer than a delete window of this process allows.
 func (c *Cache[K, V]) loadAlone(ctx context.Context, key K, id string, mark layers.Mark, why cause) (answer[V], error) {
+	alone := c.newAlone(id, mark, why)
 	if a, done, err := c.beforeAlone(key, id, why); done {
-		return a, err
+		return c.orShared(ctx, key, id, alone, a, err)
 	}
-	alone := alone{mark: mark, why: why}
-	alone.cut, _ = c.fillWindows.Cut(id, time.Now())
 	entry, err := c.load(ctx, key, id) // 6, 7
-	return c.afterAlone(key, id, alone, entry, err)
+	a, err := c.afterAlone(key, id, alone, entry, err)
+	return c.orShared(ctx, key, id, alone, a, err)
 }
 
-// alone is what a load without Redis begins with: its mark, its reason and the end of the delete window it begins in.
+// alone is what a load without Redis begins with.
 type alone struct {
-	mark layers.Mark
-	why  cause
-	cut  time.Time
+	mark  layers.Mark
+	why   cause
+	cut   time.Time // when what is loaded must be gone; zero: when its life ends
+	early bool      // Redis could be asked, but the key's turn has not come
 }
 
-// load is steps 6 and 7: one call of the loader behind the gate, under LoadTimeout, a panic or runtime.Goexit turned into an error. "Not
+// load is steps 6 and 7: one call of the loader behind gate and breaker, under LoadTimeout, a panic or runtime.Goexit turned into an error. "Not
 // found" is a result.
 func (c *Cache[K, V]) load(ctx context.Context, key K, id string) (layers.Entry[V], error) {
 	value, took, err := rebuild.Run(ctx, c.loads, func(ctx context.Context) (V, error) { return c.loadOne(ctx, key) })

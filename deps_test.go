@@ -29,6 +29,7 @@ var libraryModules = []string{
 	"github.com/dgraph-io/ristretto/v2",   // the local tier's store
 	"github.com/dustin/go-humanize",       // of ristretto
 	"github.com/redis/go-redis/v9",        // the shared tier
+	"github.com/sony/gobreaker/v2",        // the breakers
 	"go.uber.org/atomic",                  // of go-redis
 	"golang.org/x/sync",                   // flights
 	"golang.org/x/sys",                    // of ristretto

@@ -19,6 +19,11 @@ var (
 	// again later; asking again at once makes it worse. Get returns it inside a *LoadError.
 	ErrOverloaded = rebuild.ErrOverloaded
 
+	// ErrBreakerOpen says that most of the last loads failed, of whatever key, and nothing stale was at hand: the source is left alone for
+	// a while (Options.Breaker) and was not asked. Answer with less, or try again later. It comes inside a *LoadError, together with the
+	// error of the last load that failed, which may be of another key.
+	ErrBreakerOpen = rebuild.ErrBreakerOpen
+
 	// ErrPending is returned by writes that were done in this process and are queued for Redis, which could not be reached: other
 	// processes may answer older values for at most MemoryTTL, and from Redis until the queue was replayed. There is nothing to
 	// repeat, except after Announce: do not insert before it returned nil.
@@ -39,7 +44,7 @@ var (
 type PanicError = rebuild.PanicError
 
 // LoadError says that one key could not be had from the source: the loader failed, timed out or panicked, or could not be called
-// (ErrOverloaded, ErrBackingOff). Get and Refresh return it as *LoadError, GetMany one for each failed key, joined.
+// (ErrOverloaded, ErrBackingOff, ErrBreakerOpen). Get and Refresh return it as *LoadError, GetMany one for each failed key, joined.
 type LoadError struct {
 	Key string // the key's string form; not part of the text, which may end up in logs
 	Err error

@@ -447,6 +447,32 @@ func ExampleErrOverloaded() {
 	// done <nil>
 }
 
+func ExampleErrBreakerOpen() {
+	down := errors.New("connection refused")
+	cache, err := tiercache.New(tiercache.Options[int, string]{
+		Name:    "products",
+		Load:    func(context.Context, int) (string, error) { return "", down },
+		Breaker: rebuild.BreakerOptions{MinLoads: 2}, // so few only for the example
+	})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer func() { _ = cache.Close() }()
+
+	for product := range 4 {
+		_, err := cache.Get(context.Background(), product)
+		fmt.Println(errors.Is(err, down), errors.Is(err, tiercache.ErrBreakerOpen))
+	}
+	fmt.Println(cache.Stats().SourceBreaker, cache.Stats().Loads)
+	// Output:
+	// true false
+	// true false
+	// true true
+	// true true
+	// 2 2
+}
+
 func ExampleHooks() {
 	db := newProducts()
 	cache, err := tiercache.New(tiercache.Options[int64, string]{

@@ -16,6 +16,15 @@ type Hooks struct {
 	Stale       func(keyHash uint64, age time.Duration, cause error) // an answer past its soft end; cause nil: it is being rebuilt
 	Invalidated func(keyHash uint64, here bool)                      // a key was invalidated, by this process or by another
 	Bus         func(up bool)                                        // events are heard, or may be missed
+	Breaker     func(target, state string)                           // of "source" or "redis" (its worst master): "closed", "half-open", "open"
+}
+
+// sourceBreaker is Breaker for the source's.
+func (h *Hooks) sourceBreaker() func(state string) {
+	if h == nil || h.Breaker == nil {
+		return nil
+	}
+	return func(state string) { h.Breaker("source", state) }
 }
 
 // guarded returns h with every hook's panics caught. They would end the process where a goroutine of the library calls the hook, and
@@ -61,6 +70,12 @@ func (h *Hooks) guarded(log *slog.Logger, name string) *Hooks {
 		g.Bus = func(up bool) {
 			defer caught("Bus")
 			f(up)
+		}
+	}
+	if f := h.Breaker; f != nil {
+		g.Breaker = func(target, state string) {
+			defer caught("Breaker")
+			f(target, state)
 		}
 	}
 	return &g

@@ -152,18 +152,24 @@ func (c *Cache[K, V]) loadOne(ctx context.Context, key K) (V, error) {
 // loaded counts and tells how a load of one key ended.
 func (c *Cache[K, V]) loaded(id string, took time.Duration, err error) {
 	c.countLoad(err)
-	if c.o.Hooks.Load != nil && !errors.Is(err, ErrOverloaded) {
+	if c.o.Hooks.Load != nil && !turnedAway(err) {
 		c.o.Hooks.Load(keyHash(id), took, err)
 	}
 }
 
-// countLoad counts how a load ended. One that the gate turned away was none.
+// turnedAway reports whether gate or breaker refused a load: the loader was not called.
+func turnedAway(err error) bool {
+	return errors.Is(err, ErrOverloaded) || errors.Is(err, ErrBreakerOpen)
+}
+
+// countLoad counts how a load ended. One that was turned away was none; the breaker counts those itself.
 func (c *Cache[K, V]) countLoad(err error) {
 	var panicked *PanicError
 	switch {
 	case err == nil, saysAbsent(err):
 	case errors.Is(err, ErrOverloaded):
 		c.count.shed.Add(1)
+	case errors.Is(err, ErrBreakerOpen):
 	case errors.As(err, &panicked), errors.Is(err, ErrGoexit):
 		c.count.loadPanics.Add(1)
 		c.count.loadErrors.Add(1)
@@ -178,11 +184,11 @@ func saysAbsent(err error) bool {
 	return errors.Is(err, ErrNotFound) && !errors.As(err, &panicked)
 }
 
-// countsAsFailure reports whether err says that the source fails, so that the key backs off: not a panic or Goexit, which say something
-// of the loader, not the gate, not Close.
+// countsAsFailure reports whether err says that the source fails, so that the key backs off and the breaker counts it: not a panic or
+// Goexit, which say something of the loader, not the gate or the breaker, not Close.
 func countsAsFailure(err error) bool {
 	var panicked *PanicError
-	return !errors.As(err, &panicked) && !errors.Is(err, ErrGoexit) && !errors.Is(err, ErrOverloaded) &&
+	return !errors.As(err, &panicked) && !errors.Is(err, ErrGoexit) && !turnedAway(err) &&
 		!errors.Is(err, ErrClosed) && !errors.Is(err, ErrNotFound)
 }
 

@@ -128,7 +128,7 @@ func (b *batch[K, V]) fromShared(ctx context.Context, missing []want[K, V]) (res
 			continue
 		}
 		mark := c.local.Mark(w.key) // before the pending are asked: see Get's
-		if !c.askable(w.id) {
+		if !c.readable(w.key, w.id) {
 			c.count.misses.Add(1)
 			rest = append(rest, w)
 			continue

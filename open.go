@@ -28,6 +28,7 @@ type Cache[K comparable, V any] struct {
 	filter    *bloom.Guard      // nil: no filter
 
 	gate      *rebuild.Gate
+	breaker   *rebuild.Breaker // around the source
 	loads     *rebuild.Loads
 	flights   *rebuild.Flight[answer[V]]
 	refreshes *rebuild.Flight[answer[V]] // of Refresh, which joins nobody, and of what is done behind; keyed by number
@@ -66,7 +67,7 @@ func (c *Cache[K, V]) open() (err error) {
 			_ = c.shut() // what opened is closed; err says why
 		}
 	}()
-	c.loads = rebuild.NewLoads(c.gate, c.o.LoadTimeout)
+	c.loads = rebuild.NewLoads(c.gate, c.o.LoadTimeout, c.breaker)
 	c.flights, c.refreshes = rebuild.NewFlight[answer[V]](), rebuild.NewFlight[answer[V]]()
 	c.backOff = rebuild.NewPauses(backOffBase, backOffMax, maxPending)
 	c.pending, c.announces = consistency.NewPending(maxPending), consistency.NewPending(maxRecent)
@@ -161,7 +162,12 @@ func (c *Cache[K, V]) events() layers.Events {
 		Lost:   c.lost,
 		Steady: c.loss.steady,
 		Tick:   c.wake,
-		Error:  c.sharedFailed,
+		Breaker: func(state string) {
+			if c.o.Hooks.Breaker != nil {
+				c.o.Hooks.Breaker("redis", state)
+			}
+		},
+		Error: c.sharedFailed,
 	}
 }
 
@@ -306,12 +312,6 @@ func (c *Cache[K, V]) enterMany(ctx context.Context, keys []K) ([]string, error)
 		ids[i] = id
 	}
 	return ids, errors.Join(errs...)
-}
-
-// askable reports whether Redis may be asked for a key now: there is one, its master answers, and no invalidation of the key waits for it
-// (R13).
-func (c *Cache[K, V]) askable(id string) bool {
-	return c.shared != nil && !c.pending.Has(id) && !c.loss.replays.Has(id) && c.shared.Reachable(id)
 }
 
 // waiting is how many invalidations wait for Redis. What is to be announced is also one of them, in whichever queue.

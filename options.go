@@ -49,13 +49,14 @@ type Options[K comparable, V any] struct {
 	LoadTimeout  time.Duration            // 3 s; one load, whoever waits
 	LeaseTime    time.Duration            // 3 s; how long a dead process can hold a rebuild; renewed while it lives; at least 100 ms
 
-	Gate      rebuild.GateOptions // loads at once in this process: 64, 256 waiting, for 100 ms
-	Codec     layers.Codec        // layers.Raw for string and []byte values, else layers.JSON
-	Schema    uint16              // number of V's shape: an entry of another number in Redis is a miss
-	KeyString func(K) string      // the string form of a key, its identity in every tier; see the package comment
-	Clone     func(V) V           // copies a value on its way into memory and out to each caller; nil: values are shared
-	Hooks     *Hooks              // told what happens; nil: nobody is
-	Logger    *slog.Logger        // slog.Default()
+	Gate      rebuild.GateOptions    // loads at once in this process: 64, 256 waiting, for 100 ms
+	Breaker   rebuild.BreakerOptions // when half of at least 20 loads within 10 s failed, none for 1 s to 5 s; negative FailureRate: never
+	Codec     layers.Codec           // layers.Raw for string and []byte values, else layers.JSON
+	Schema    uint16                 // number of V's shape: an entry of another number in Redis is a miss
+	KeyString func(K) string         // the string form of a key, its identity in every tier; see the package comment
+	Clone     func(V) V              // copies a value on its way into memory and out to each caller; nil: values are shared
+	Hooks     *Hooks                 // told what happens; nil: nobody is
+	Logger    *slog.Logger           // slog.Default()
 }
 
 // Defaults of Options. Each is chosen, not tuned, where no source is named.
@@ -179,12 +180,13 @@ func New[K comparable, V any](o Options[K, V]) (*Cache[K, V], error) {
 	keys, keyErr := newKeyer[K](o.KeyString)
 	o, err := o.withDefaults()
 	gate, gateErr := rebuild.NewGate(o.Gate)
-	c := &Cache[K, V]{o: o, keys: keys, gate: gate}
+	breaker, breakerErr := rebuild.NewBreaker(o.Breaker, countsAsFailure, o.Hooks.sourceBreaker())
+	c := &Cache[K, V]{o: o, keys: keys, gate: gate, breaker: breaker}
 	var filterErr error
 	if o.Filter.Enabled() {
 		c.filter, filterErr = bloom.NewGuard(o.Filter)
 	}
-	if err := errors.Join(err, keyErr, gateErr, filterErr); err != nil {
+	if err := errors.Join(err, keyErr, gateErr, breakerErr, filterErr); err != nil {
 		return nil, fmt.Errorf("tiercache: options: %w", err)
 	}
 	if err := c.open(); err != nil {

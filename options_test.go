@@ -50,6 +50,13 @@ func TestEveryMistakeOfOptionsIsNamed(t *testing.T) {
 		{"Gate.Loads", func(o *opts) { o.Gate.Loads = -1 }, "GateOptions.Loads is negative"},
 		{"Gate.Waiting", func(o *opts) { o.Gate.Waiting = -1 }, "GateOptions.Waiting is negative"},
 		{"Gate.Wait", func(o *opts) { o.Gate.Wait = -1 }, "GateOptions.Wait is negative"},
+		{"Breaker.FailureRate", func(o *opts) { o.Breaker.FailureRate = 1.1 }, "BreakerOptions.FailureRate is 1.1"},
+		{"Breaker.FailureRate NaN", func(o *opts) { o.Breaker.FailureRate = math.NaN() }, "BreakerOptions.FailureRate is NaN"},
+		{"Breaker.MinLoads", func(o *opts) { o.Breaker.MinLoads = -1 }, "BreakerOptions.MinLoads is negative"},
+		{"Breaker.Window", func(o *opts) { o.Breaker.Window = -1 }, "BreakerOptions.Window is negative"},
+		{"Breaker.OpenFor", func(o *opts) { o.Breaker.OpenFor = -1 }, "BreakerOptions.OpenFor is negative"},
+		{"Breaker.MaxOpenFor", func(o *opts) { o.Breaker.MaxOpenFor = -1 }, "BreakerOptions.MaxOpenFor is negative"},
+		{"Breaker.MaxOpenFor too short", func(o *opts) { o.Breaker.MaxOpenFor = 1 }, "BreakerOptions.MaxOpenFor is 1ns, shorter"},
 		{"Filter without capacity", func(o *opts) { o.Filter.FalsePositiveRate = 0.1 }, "Capacity"},
 		{"Filter rate", func(o *opts) { o.Filter = bloom.Options{Capacity: 1, FalsePositiveRate: 1} }, "FalsePositiveRate"},
 		{"Filter rate NaN", func(o *opts) { o.Filter = bloom.Options{Capacity: 1, FalsePositiveRate: math.NaN()} }, "FalsePositiveRate"},
@@ -72,23 +79,26 @@ func TestAllMistakesOfOptionsComeInOneError(t *testing.T) {
 	_, err := tiercache.New(tiercache.Options[float64, int]{
 		MemoryBytes: -1, TTL: -1, MemoryTTL: -1, StaleWait: -1, DeleteWindow: -1, LoadTimeout: -1, LeaseTime: time.Millisecond,
 		Jitter: math.NaN(), RefreshAhead: 2,
-		Gate:   rebuild.GateOptions{Loads: -1, Waiting: -1, Wait: -1},
-		Filter: bloom.Options{FalsePositiveRate: 2},
+		Gate:    rebuild.GateOptions{Loads: -1, Waiting: -1, Wait: -1},
+		Breaker: rebuild.BreakerOptions{FailureRate: 2, MinLoads: -1, Window: -1, OpenFor: -1, MaxOpenFor: -1},
+		Filter:  bloom.Options{FalsePositiveRate: 2},
 	})
 	require.Error(t, err)
 	for _, want := range []string{
 		"Name", "Load or LoadMany", "MemoryBytes", "TTL is negative", "MemoryTTL", "StaleWait", "DeleteWindow", "LoadTimeout", "LeaseTime",
 		"Jitter", "RefreshAhead", "GateOptions.Loads", "GateOptions.Waiting", "GateOptions.Wait", "Capacity", "FalsePositiveRate", "float64",
+		"BreakerOptions.FailureRate", "BreakerOptions.MinLoads", "BreakerOptions.Window", "BreakerOptions.OpenFor", "BreakerOptions.MaxOpenFor",
 	} {
 		require.ErrorContains(t, err, want)
 	}
 }
 
 func TestNegativeIsOffWhereTheCommentSaysSo(t *testing.T) {
-	// AbsentTTL, MaxStale, Jitter and RefreshAhead may be negative; a name may hold anything; LeaseTime may be its least.
+	// AbsentTTL, MaxStale, Jitter, RefreshAhead and Breaker.FailureRate may be negative; a name may hold anything; LeaseTime may be its least.
 	s := newSource(map[string]string{"k": "v"})
 	o := options("a:b{c} %\x00é", s)
 	o.AbsentTTL, o.MaxStale, o.Jitter, o.RefreshAhead, o.LeaseTime = -1, -1, math.Inf(-1), -1, 100*time.Millisecond
+	o.Breaker.FailureRate = math.Inf(-1)
 	c := openCache(t, o)
 	wantValue(t, c, "k", "v")
 }

@@ -24,6 +24,10 @@ type Stats struct {
 	Shed         uint64 // rebuilds that the gate turned away
 	BackOffs     uint64 // rebuilds refused since the last loads of the key failed
 
+	BreakerRefused     uint64 // rebuilds that the source's breaker turned away
+	SourceBreakerTrips uint64 // times that it opened
+	RedisBreakerTrips  uint64 // times that the breaker around a Redis master opened, for all caches that share the layers.Redis
+
 	SharedErrors uint64 // calls of Redis that failed or ran out of their budget
 	EncodeErrors uint64 // values that could not be encoded or were too large: kept in memory only
 	DecodeErrors uint64 // reads of an entry in Redis that could not be understood; it is rebuilt
@@ -34,6 +38,8 @@ type Stats struct {
 	Failovers     uint64 // times Redis may have lost what it had acknowledged: another server, a restart, a flush
 	Replayed      uint64 // keys invalidated again after that
 
+	SourceBreaker uint64 // gauge: 0 closed, 1 half-open (three loads at a time, to see), 2 open
+	RedisBreaker  uint64 // gauge: of the worst master: 0 closed, 1 half-open (reads come back, key by key), 2 open (it is not read)
 	Pending       uint64 // gauge: keys whose invalidation waits for Redis, or is to be repeated after a failover
 	LoadsRunning  uint64 // gauge: loads in this process
 	LoadsWaiting  uint64 // gauge: rebuilds that wait at the gate
@@ -83,11 +89,16 @@ func (c *Cache[K, V]) Stats() Stats {
 		Loads: n.loads.Load(), LoadedKeys: n.loadedKeys.Load(), LoadErrors: n.loadErrors.Load(), LoadPanics: n.loadPanics.Load(),
 		LoadsRefused: n.loadsRefused.Load(), StaleServed: n.staleServed.Load(), StaleErrors: n.staleErrors.Load(),
 		Shed: n.shed.Load(), BackOffs: n.backOffs.Load(),
+		BreakerRefused: c.breaker.Refused(), SourceBreakerTrips: c.breaker.Trips(), SourceBreaker: c.breaker.State(),
 		SharedErrors: n.sharedErrors.Load(), EncodeErrors: n.encodeErrors.Load(), DecodeErrors: n.decodeErrors.Load(),
 		BusGaps: n.busGaps.Load(), Invalidations: n.invalidations.Load(), Events: n.events.Load(),
 		Failovers: n.failovers.Load(), Replayed: n.replayed.Load(),
 		Pending:      uint64(c.waiting()), //nolint:gosec // never negative
 		LoadsRunning: c.gate.Running(), LoadsWaiting: c.gate.Waiting(),
+	}
+	if c.o.Shared != nil {
+		r := c.o.Shared.Stats()
+		s.RedisBreaker, s.RedisBreakerTrips = r.Breaker, r.BreakerTrips
 	}
 	m := c.memory.Stats()
 	s.MemoryBytes, s.MemoryEntries = m.Bytes, m.Entries

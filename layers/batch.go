@@ -208,7 +208,7 @@ func (m *master) askMany(keys []string, marks []Mark, ways []way, out []*request
 		if q := g.joinLocked(hash, keys[i], marks[i]); q != nil {
 			m.r.counts.joined.Add(1)
 			out[i] = q
-		} else if m.down.Load() {
+		} else if m.unreachable() {
 			out[i] = failedRequest(keys[i], marks[i], ErrUnreachable)
 		} else {
 			out[i] = m.queueLocked(hash, keys[i], marks[i], w.slot)
@@ -283,7 +283,7 @@ func (m *master) ask(ctx context.Context, key string, mark Mark, slot uint16) (q
 		m.r.counts.joined.Add(1)
 		return q, false, nil
 	}
-	if m.down.Load() { // became so just now: the drop may have been before
+	if m.unreachable() { // became so just now: the drop may have been before
 		g.mu.Unlock()
 		return nil, false, ErrUnreachable
 	}

@@ -71,7 +71,7 @@ func newBus(r *Redis) *bus {
 		trust:   1,
 	}
 	b.private = r.prefix + ":bus:" + b.origin
-	r.onState = b.onState
+	r.onState, r.onPhase = b.onState, b.rouse // the speaker tells the ears: this may be anybody's goroutine
 	return b
 }
 

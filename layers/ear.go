@@ -5,6 +5,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/tiercache/tiercache/internal/breaker"
 )
 
 // ear is one open space's part of the bus.
@@ -16,6 +18,7 @@ type ear struct {
 	heard   chan struct{} // closed at the first Hear
 	last    atomic.Uint64 // the newest number given to an event of this space
 	gaps    atomic.Uint64 // times that missing events were noticed while the connection stood
+	breaker breaker.State // what it was told last; of the speaker
 
 	beating sync.Mutex // held while the space's heartbeat runs
 

@@ -189,7 +189,7 @@ func (r *Redis) run(ctx, within context.Context, start time.Time, errands map[*m
 func (m *master) enqueue(e *errand) {
 	s := &m.scripts
 	s.mu.Lock()
-	if m.down.Load() {
+	if m.unreachable() {
 		s.mu.Unlock()
 		e.fail(ErrUnreachable)
 		return

@@ -37,6 +37,10 @@ type Events struct {
 	// Steady is called each heartbeat in which every master answered, none of them as another server than before: what was acknowledged
 	// before is not lost so far.
 	Steady func()
+	// Breaker is told the state of the breakers around the masters, of the one that is furthest from closed: "open" while some
+	// master is unreachable or none of its keys is read there yet, "half-open" while reads come back to it, "closed". It is called when that
+	// has changed; of changes that follow each other at once the last one is told.
+	Breaker func(state string)
 	// Error is told what failed: once a change of state, not once a repetition, unless a heartbeat's own command failed.
 	Error func(op string, err error)
 }

@@ -49,6 +49,7 @@ func (b *bus) speak(ctx context.Context) {
 			b.lose("the master is reachable again, and INFO does not tell whether it is the same", m)
 		}
 		b.tune()
+		b.tellBreaker()
 		b.subscribe(ctx, now)
 		if due := b.overdue(now); due.IsZero() {
 			watch.Stop()
@@ -68,6 +69,17 @@ func (b *bus) speak(ctx context.Context) {
 			b.beat(ctx, beat)
 			beat++
 		}
+	}
+}
+
+// tellBreaker tells every ear of the breakers' state if it is another than it was told last.
+func (b *bus) tellBreaker() {
+	state := b.r.breakerState()
+	for _, e := range b.open() {
+		if e.breaker != state && e.events.Breaker != nil {
+			e.do(func() { e.events.Breaker(state.String()) })
+		}
+		e.breaker = state
 	}
 }
 

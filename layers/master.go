@@ -12,37 +12,40 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/tiercache/tiercache/internal/borrowed"
+	"github.com/tiercache/tiercache/internal/breaker"
 )
 
 const (
-	maxOverruns = 3           // budgets overrun in a row that make a master unreachable; chosen; not tuned
-	maxProbes   = 6           // of one master under way at a time: some may hang for as long as the client lets them; chosen; not tuned
-	probeEvery  = time.Second // chosen; not tuned
+	maxProbes  = 6           // of one master under way at a time: some may hang for as long as the client lets them; chosen; not tuned
+	probeEvery = time.Second // chosen; not tuned
 
 	checkEvery = 100 * time.Millisecond // at most one bare dial in this time; chosen; not tuned
 )
 
-// master is one Redis master: who waits for it, and whether it can be reached.
+// master is one Redis master: who waits for it, and whether it can be reached (see phase).
 //
-// State: unreachable after a refused connection or maxOverruns budgets overrun in a row, reachable again with the first answer
-// to anything that comes within its budget. A later one ends no row either: a server that is always late would be called reachable by
-// each answer and unreachable by the next overruns. Overruns are in a row if each call began after the one before had overrun: a stall
-// that a hundred calls meet at once is one overrun, so a state takes maxOverruns budgets of silence to change.
+// It becomes reachable by an answer within its budget only. A later one ends no row of overruns either: a server that is always late would
+// be called reachable by each answer and unreachable by the next overruns. Overruns are in a row if each call began after the one before had
+// overrun: a stall that a hundred calls meet at once is one overrun, so a state takes maxOverruns budgets of silence to change.
 type master struct {
 	r     *Redis
 	id    string               // its address
 	moved bool                 // what is asked here has left its master: answers are not kept
 	node  atomic.Pointer[node] // nil: through r.rdb itself
 
-	down     atomic.Bool  // unreachable; written under state
+	phase    atomic.Int64 // a phase; written under state
+	uneasy   atomic.Bool  // something failed a while ago, or the phase is not whole: answers are looked at. Written under state
 	overruns atomic.Int32 // in a row
 	checking atomic.Bool  // a bare dial is under way
 	checked  atomic.Int64 // when the last one began, Unix ns
 	probes   atomic.Int32
 	probed   atomic.Int64 // when the last probe began, Unix ns
 
-	state       sync.Mutex // orders the changes and what is told of them
-	lastOverrun time.Time  // guarded by state
+	state       sync.Mutex // orders the changes and what is told of them; guards what follows
+	breaker     *breaker.Breaker
+	lastOverrun time.Time
+	failedAt    int64     // the last failure, by now
+	since       time.Time // when the breaker closed last
 
 	gets    gets
 	scripts scripts
@@ -55,8 +58,7 @@ type node struct {
 }
 
 func newMaster(r *Redis, id string) *master {
-	m := &master{r: r, id: id}
-	return m
+	return &master{r: r, id: id, breaker: newBreaker()}
 }
 
 // setNode makes c the client of this master.
@@ -133,7 +135,7 @@ func (m *master) refuse() error {
 	if m.r.ended.Load() {
 		return errRedisClosed
 	}
-	if !m.down.Load() {
+	if !m.unreachable() {
 		return nil
 	}
 	last, now := m.probed.Load(), time.Now().UnixNano()
@@ -175,18 +177,20 @@ func outcomeOf(err error) outcome {
 func (m *master) note(err error, b *budget) {
 	switch outcomeOf(err) {
 	case wasAnswered:
-		if m.overruns.Load() == 0 && !m.down.Load() || !time.Now().Before(b.until) {
-			return
-		}
-		m.overruns.Store(0)
-		if m.down.Load() {
-			m.change(true, nil)
+		switch {
+		case !m.uneasy.Load():
+		case time.Now().Before(b.until):
+			m.answered()
+		default:
+			m.failed(b.start, ErrTimeout)
 		}
 	case wasLate:
 		m.overran(b.start, time.Now())
+		m.failed(b.start, err)
 	case wasRefused:
 		m.change(false, err)
 	case wasBroken:
+		m.failed(b.start, err)
 		m.check(true)
 	}
 }
@@ -197,39 +201,16 @@ func (m *master) overran(start, at time.Time) {
 	inARow := !start.Before(m.lastOverrun)
 	if inARow {
 		m.lastOverrun = at
+		m.worryLocked()
 	}
 	m.state.Unlock()
 	if !inARow {
 		return
 	}
 	m.r.counts.timeouts.Add(1)
-	// The cluster as a whole is no master: one that hangs must not close the way to the others.
-	if m.overruns.Add(1) >= maxOverruns && !m.moved {
+	if m.overruns.Add(1) >= maxOverruns {
 		m.change(false, ErrTimeout)
 	}
-}
-
-// change moves the state and tells of it: one line in the log, one call of onState. Whoever waits for a master that has become
-// unreachable leaves.
-func (m *master) change(reachable bool, why error) {
-	if m.moved && !reachable {
-		return
-	}
-	m.state.Lock()
-	defer m.state.Unlock()
-	if m.down.Load() != reachable {
-		return
-	}
-	m.down.Store(!reachable)
-	m.r.counts.changes.Add(1)
-	if reachable {
-		m.r.log.Info("tiercache: redis is reachable again", "master", m.id)
-	} else {
-		m.r.log.Warn("tiercache: redis is unreachable, going on without it", "master", m.id, "error", why)
-		m.drop(ErrUnreachable)
-		m.r.reload()
-	}
-	m.r.onState(reachable, m)
 }
 
 // drop ends every wait for this master with err.
@@ -244,7 +225,7 @@ func (m *master) explain(err error) error {
 	case err == nil:
 		return nil
 	case outcomeOf(err) == wasLate:
-		if m.down.Load() {
+		if m.unreachable() {
 			return fmt.Errorf("%w: %w: %w", ErrUnreachable, ErrTimeout, err)
 		}
 		return fmt.Errorf("%w: %w", ErrTimeout, err)
@@ -260,7 +241,7 @@ func (m *master) explain(err error) error {
 // At most one at a time, and not more often than every checkEvery.
 func (m *master) check(broken bool) {
 	n := m.node.Load()
-	if n == nil || m.down.Load() {
+	if n == nil || m.unreachable() {
 		return
 	}
 	now := time.Now()

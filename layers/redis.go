@@ -48,6 +48,8 @@ type RedisStats struct {
 	Redirected   uint64 // keys and scripts asked again because their slot had moved
 	Timeouts     uint64 // budgets overrun
 	StateChanges uint64 // masters that became unreachable or reachable again
+	BreakerTrips uint64 // times that a master's breaker opened
+	Breaker      uint64 // gauge: of the master that is worst: 0 closed, 1 reads come back (half-open), 2 no key is read there (open)
 }
 
 // Redis is the shared tier: one per process and set of Redis servers, for any number of caches. It sends through the client it was
@@ -58,9 +60,12 @@ type Redis struct {
 	readTimeout  time.Duration
 	writeTimeout time.Duration
 	log          *slog.Logger
+	born         time.Time
 
-	// onState is told each change of a master's state, in order, once a change. It must not block. Set before the first call.
+	// onState is told each change of a master between reachable and not, in order, once a change; onPhase that some master's phase is
+	// another. They must not block. Set before the first call.
 	onState func(reachable bool, m *master)
+	onPhase func()
 	bus     *bus
 
 	// Where keys are asked. Exactly one of single and cluster is set, or neither: then everything goes through any.
@@ -70,7 +75,7 @@ type Redis struct {
 	masters masters // cluster only
 
 	counts struct {
-		trips, commands, gets, joined, redirected, timeouts, changes atomic.Uint64
+		trips, commands, gets, joined, redirected, timeouts, changes, opened atomic.Uint64
 	}
 
 	life   sync.Mutex // guards closed, and the order of work.Add before work.Wait
@@ -102,7 +107,7 @@ func NewRedis(ctx context.Context, rdb redis.UniversalClient, o RedisOptions) (*
 	}
 	r := &Redis{
 		rdb: rdb, prefix: o.Prefix, readTimeout: o.ReadTimeout, writeTimeout: o.WriteTimeout, log: o.Logger,
-		onState: func(bool, *master) {},
+		born: time.Now(), onState: func(bool, *master) {}, onPhase: func() {},
 	}
 	if r.prefix == "" {
 		r.prefix = defaultPrefix
@@ -154,6 +159,7 @@ func (r *Redis) Stats() RedisStats {
 	return RedisStats{
 		RoundTrips: c.trips.Load(), Commands: c.commands.Load(), Gets: c.gets.Load(), Joined: c.joined.Load(),
 		Redirected: c.redirected.Load(), Timeouts: c.timeouts.Load(), StateChanges: c.changes.Load(),
+		BreakerTrips: c.opened.Load(), Breaker: uint64(r.breakerState()),
 	}
 }
 

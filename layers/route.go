@@ -53,15 +53,27 @@ func (r *Redis) route(ctx context.Context, key string) (*master, uint16, error) 
 	return r.masterOf(c), slotOf(key), nil
 }
 
-// reachable reports whether key's master is not known to be unreachable. It never waits.
-func (r *Redis) reachable(key string) bool {
+// standing returns the phase of key's master, and the master; nil with a phase of which nothing is known. It never waits.
+func (r *Redis) standing(key string) (*master, phase) {
 	if r.cluster != nil && !r.masters.ready.Load() {
 		r.masters.mu.Lock()
 		defer r.masters.mu.Unlock()
-		return !r.masters.failed
+		if r.masters.failed {
+			return nil, away
+		}
+		return nil, whole
 	}
 	m, _, err := r.route(context.Background(), key)
-	return err == nil && !m.down.Load()
+	if err != nil {
+		return nil, away
+	}
+	return m, m.phase.Load()
+}
+
+// reachable reports whether key's master is not known to be unreachable. It never waits.
+func (r *Redis) reachable(key string) bool {
+	_, p := r.standing(key)
+	return p != away
 }
 
 // masterOf returns the master whose node client c is.
@@ -152,7 +164,7 @@ func (r *Redis) eachMaster(ctx context.Context, f func(ctx context.Context, m *m
 // missesOneLocked reports whether a master is unreachable: another may have taken its place. The caller holds the lock of masters.
 func (r *Redis) missesOneLocked() bool {
 	for _, m := range r.masters.byAddr {
-		if m.down.Load() {
+		if m.unreachable() {
 			return true
 		}
 	}

@@ -110,6 +110,24 @@ func (s *Space) Reachable(id string) bool {
 	return err == nil && s.r.reachable(key)
 }
 
+// Standing is Reachable, and whether the key's turn to be read from Redis has come. A master that was unreachable is asked for everything
+// else at once, but for reads key by key: for none in the first second or so after it was lost (twice as long if that happened before, up to
+// 30 s), then for a share of the keys that grows from a tenth to all within 5 s. While nothing was wrong it costs what Reachable does.
+func (s *Space) Standing(id string) (reachable, turn bool) {
+	key := "" // one master, whatever the key
+	if s.r.cluster != nil {
+		var err error
+		if key, err = s.valueKey(id); err != nil {
+			return false, false
+		}
+	}
+	m, p := s.r.standing(key)
+	if m == nil || p == away {
+		return p != away, p != away
+	}
+	return true, m.turn(p, id)
+}
+
 // known returns the generation, asking Redis for it once if this process does not know it yet: nothing from Redis may be answered
 // before, since it could be of before a Clear.
 func (s *Space) known(ctx context.Context) (uint64, error) {

@@ -41,7 +41,7 @@ func ExampleRun() {
 		fmt.Println(err)
 		return
 	}
-	loads := rebuild.NewLoads(gate, 3*time.Second)
+	loads := rebuild.NewLoads(gate, 3*time.Second, nil)
 	_, _, err = rebuild.Run(ctx, loads, func(ctx context.Context) (int, error) {
 		_, _, second := rebuild.Run(ctx, loads, func(context.Context) (int, error) { return 0, nil })
 		return 1, second

@@ -6,16 +6,18 @@ import (
 	"time"
 )
 
-// Loads runs the calls of the source: through a gate, each with its own timeout. See Run.
+// Loads runs the calls of the source: through a gate and a breaker, each with its own timeout. See Run.
 type Loads struct {
 	gate    *Gate
+	breaker *Breaker
 	timeout time.Duration
 	work    *roster
 }
 
-// NewLoads returns Loads that share gate, which Close closes too. A timeout of zero or less is none: a load then ends with its context.
-func NewLoads(gate *Gate, timeout time.Duration) *Loads {
-	return &Loads{gate: gate, timeout: timeout, work: newRoster()}
+// NewLoads returns Loads that share gate, which Close closes too, and breaker (nil: none). A timeout of zero or less is none: a load then
+// ends with its context.
+func NewLoads(gate *Gate, timeout time.Duration, breaker *Breaker) *Loads {
+	return &Loads{gate: gate, breaker: breaker, timeout: timeout, work: newRoster()}
 }
 
 // loaded is what came of one load.
@@ -30,8 +32,13 @@ type loaded[R any] struct {
 // The context of fn ends with ctx, after the timeout of l, or at Close (cause ErrClosed). At that moment Run returns, even if fn does
 // not: after the timeout with context.DeadlineExceeded, else with an error that matches the context's error and its cause. The slot
 // at the gate stays taken until fn has returned, and what fn then returns is dropped. A panic of fn comes back as a *PanicError, a
-// Goexit as ErrGoexit. Errors of the gate (ErrOverloaded, ErrClosed, the end of ctx) mean that fn was not called.
+// Goexit as ErrGoexit. Errors of the gate (ErrOverloaded, ErrClosed, the end of ctx) and of the breaker (ErrBreakerOpen, joined with the
+// last failure) mean that fn was not called. The breaker is asked behind the gate, since few calls pass it while it is half-open; while it
+// is open nobody queues either.
 func Run[R any](ctx context.Context, l *Loads, fn func(context.Context) (R, error)) (r R, took time.Duration, err error) {
+	if err := l.breaker.check(); err != nil {
+		return r, 0, err
+	}
 	if err := l.gate.Enter(ctx); err != nil {
 		return r, 0, err
 	}
@@ -40,6 +47,13 @@ func Run[R any](ctx context.Context, l *Loads, fn func(context.Context) (R, erro
 		l.gate.Leave()
 		return r, 0, err
 	}
+	call, err := l.breaker.begin()
+	if err != nil {
+		l.gate.Leave()
+		leave()
+		return r, 0, err
+	}
+	defer func() { l.breaker.end(call, err) }()
 	cancel := func() {}
 	if l.timeout > 0 {
 		ctx, cancel = context.WithTimeout(ctx, l.timeout)

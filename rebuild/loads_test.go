@@ -14,7 +14,7 @@ import (
 func newLoads(t *testing.T, o GateOptions, timeout time.Duration) (*Loads, *Gate) {
 	t.Helper()
 	g := newGate(t, o)
-	return NewLoads(g, timeout), g
+	return NewLoads(g, timeout, nil), g
 }
 
 func TestRunReturnsTheResultAndItsCost(t *testing.T) {
