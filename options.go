@@ -50,6 +50,7 @@ type Options[K comparable, V any] struct {
 	LeaseTime    time.Duration            // 3 s; how long a dead process can hold a rebuild; renewed while it lives; at least 100 ms
 
 	Gate      rebuild.GateOptions    // loads at once in this process: 64, 256 waiting, for 100 ms
+	FleetGate *rebuild.Semaphore     // loads at once in all processes: each holds a permit of Name, for which it waits half of LoadTimeout, else ErrOverloaded; nil: no such bound
 	Breaker   rebuild.BreakerOptions // when half of at least 20 loads within 10 s failed, none for 1 s to 5 s; negative FailureRate: never
 	Codec     layers.Codec           // layers.Raw for string and []byte values, else layers.JSON
 	Schema    uint16                 // number of V's shape: an entry of another number in Redis is a miss
@@ -160,6 +161,7 @@ func (o Options[K, V]) withDefaults() (Options[K, V], error) {
 		o.Logger = slog.Default()
 	}
 	o.Hooks = o.Hooks.guarded(o.Logger, o.Name)
+	o.throughFleetGate()
 	return o, errors.Join(bad...)
 }
 
