@@ -18,14 +18,14 @@ import (
 	"github.com/tiercache/tiercache/layers"
 )
 
-// forgetful has a server come back from a restart as it was at its last SAVE: it loses what it acknowledged since, as a replica does that
+// forgetful has a server come back from a restart with a dump and nothing else: it loses what it acknowledged since, as a replica does that
 // takes over before it knew all.
 var forgetful = redistest.Args("--appendonly", "no")
 
-// save has the victim come back as it is now.
-func (w *site) save(t *testing.T) {
-	t.Helper()
-	require.NoError(t, w.victim.Client(t).Save(t.Context()).Err())
+// rollBack restarts the victim with the data that it had then.
+func (w *site) rollBack(dump []byte) {
+	w.victim.RestartWith(dump)
+	w.ready()
 }
 
 // repeated waits until p has repeated what a failover took back.
@@ -73,7 +73,7 @@ func TestInvalidationsAreRepeatedAfterAFailover(t *testing.T) {
 				require.NotEqual(t, "new", e.Value)
 			}
 		}
-		w.save(t)
+		dump := w.victim.Save()
 		for name, write := range writes {
 			key := w.key(name)
 			require.NoError(t, write(a, key, func() { s.write(key, "new") }))
@@ -82,8 +82,7 @@ func TestInvalidationsAreRepeatedAfterAFailover(t *testing.T) {
 		require.Zero(t, a.Stats().Failovers)
 
 		replaying, resume := a.wire.hold(t, before, "invalidate")
-		w.victim.Kill()
-		w.restart()
+		w.rollBack(dump)
 		await(t, replaying, "A has noticed")
 		for name := range writes {
 			require.True(t, w.inShared(t, b.rdb, w.key(name)), "what stood before %s", name)
@@ -103,6 +102,64 @@ func TestInvalidationsAreRepeatedAfterAFailover(t *testing.T) {
 	}, forgetful)
 }
 
+// P2, P7: a replica takes over that never heard of the last invalidation. In a fleet behind sentinels its address is hidden, in Cluster it is
+// another one: the process that invalidated notices both and repeats it.
+// Broken by: `return false` at the end of meet (sentinel); no `b.lose` for a new master in probe (cluster).
+func TestInvalidationIsRepeatedOnAPromotedReplica(t *testing.T) {
+	t.Parallel()
+	type fleet struct {
+		client          func(t *testing.T) redis.UniversalClient
+		key             string
+		master, replica *redistest.Server
+		promote         func() (to *redistest.Server)
+	}
+	play := func(t *testing.T, f fleet) {
+		s, name := newSource(map[string]string{f.key: "old"}), redistest.Name(t)
+		o := lasting(name, s)
+		a, b := openPeer(t, f.client(t), o), openPeer(t, f.client(t), o)
+		requireGet(t, a, f.key, "old")
+		requireGet(t, b, f.key, "old")
+		f.replica.AwaitSync(f.master)
+		f.replica.Stop()
+		require.NoError(t, f.master.Client(t).ClientKillByFilter(t.Context(), "TYPE", "REPLICA").Err()) // it hears nothing from now on
+		s.write(f.key, "new")
+		require.NoError(t, a.Invalidate(t.Context(), f.key))
+
+		repeating, resume := a.wire.hold(t, before, "invalidate")
+		f.master.Kill()
+		f.replica.Continue()
+		to := f.promote()
+		await(t, repeating, "A has noticed")
+		n, err := to.Client(t).Exists(t.Context(), valueKey(name, f.key)).Result()
+		require.NoError(t, err)
+		require.EqualValues(t, 1, n, "the old value is back")
+		requireGet(t, a, f.key, "new")
+		resume()
+		repeated(t, a.process)
+		requireGet(t, a, f.key, "new")
+		requireGet(t, openPeer(t, f.client(t), o), f.key, "new")
+		asking(t, func() bool { v, err := b.Get(t.Context(), f.key); return err == nil && v == "new" }, "B hears of it")
+	}
+	t.Run("sentinel", func(t *testing.T) {
+		t.Parallel()
+		s := redistest.StartSentinel(t, 1)
+		play(t, fleet{
+			client: func(t *testing.T) redis.UniversalClient { t.Helper(); return s.FailoverClient(t) },
+			key:    "k", master: s.Servers[0], replica: s.Servers[1],
+			promote: func() *redistest.Server { return s.AwaitFailover(s.Servers[0]) },
+		})
+	})
+	t.Run("cluster", func(t *testing.T) {
+		t.Parallel()
+		c := redistest.StartCluster(t, redistest.Replicas(1))
+		play(t, fleet{
+			client: func(t *testing.T) redis.UniversalClient { t.Helper(); return c.Client(t) },
+			key:    c.Key("k", c.Nodes[1]), master: c.Nodes[1], replica: c.Replicas[1],
+			promote: func() *redistest.Server { return c.FailoverByForce(c.Nodes[1]) },
+		})
+	})
+}
+
 // Protocol §5, "recent before send": 1 Redis carries out an invalidation; 2 it is restarted as it was before, and the process that
 // invalidated notices; 3 the reply of 1 arrives, and the call returns nil. The key is repeated all the same.
 // Broken by: in invalidateShared, `recent.Note` behind the loop that sends.
@@ -117,15 +174,16 @@ func TestFailoverBetweenAScriptAndItsReplyRepeatsTheKey(t *testing.T) {
 		teach(t, rdb)
 		a.process = openBrief(t, rdb, layers.RedisOptions{ReadTimeout: time.Second, WriteTimeout: 10 * time.Minute}, o)
 		requireGet(t, a, key, "old")
-		w.save(t)
+		dump := w.victim.Save()
 		s.write(key, "new")
 		executed, resume := a.wire.hold(t, after, "invalidate")
 		returned := make(chan error, 1)
 		go func() { returned <- a.Invalidate(context.WithoutCancel(t.Context()), key) }()
 		await(t, executed, "Redis has carried it out")
-		w.victim.Kill()
-		w.restart()
+		w.rollBack(dump)
 		asking(t, func() bool { return a.Stats().Failovers > 0 }, "A has noticed")
+		beats := a.wire.count("generation") + 2
+		asking(t, func() bool { return a.wire.count("generation") >= beats }, "and finds no other sign of it")
 		resume()
 		require.NoError(t, await(t, returned, "the reply has arrived"))
 		requireGet(t, a, key, "new")
@@ -135,8 +193,8 @@ func TestFailoverBetweenAScriptAndItsReplyRepeatsTheKey(t *testing.T) {
 	}, forgetful)
 }
 
-// rollBack flushes a server and puts the value of one key back in the same moment: it has lost the generation, and every invalidation.
-func rollBack(t *testing.T, rdb redis.UniversalClient, at string, raw []byte) {
+// flushBut flushes a server and puts the value of one key back in the same moment: it has lost the generation, and every invalidation.
+func flushBut(t *testing.T, rdb redis.UniversalClient, at string, raw []byte) {
 	t.Helper()
 	_, err := rdb.TxPipelined(t.Context(), func(p redis.Pipeliner) error {
 		p.FlushAll(t.Context())
@@ -159,7 +217,7 @@ func TestLostInvalidationIsPendingBeforeMemoryIsTrusted(t *testing.T) {
 	var armed atomic.Pointer[peer]
 	told := make(chan result, 10)
 	o.Hooks = &tiercache.Hooks{Bus: func(bool) {
-		if a := armed.Load(); a != nil {
+		if a := armed.Load(); a != nil && a.Stats().Failovers > 0 { // else the bus was lost before that could be noticed
 			told <- <-a.get(context.WithoutCancel(t.Context()), "k")
 		}
 	}}
@@ -172,7 +230,7 @@ func TestLostInvalidationIsPendingBeforeMemoryIsTrusted(t *testing.T) {
 	require.NoError(t, a.Invalidate(t.Context(), "k"))
 
 	armed.Store(a)
-	rollBack(t, admin, at, raw)
+	flushBut(t, admin, at, raw)
 	for _, when := range []string{"memory is doubted", "memory is trusted again"} {
 		require.Equal(t, result{value: "new"}, await(t, told, when), when)
 	}
@@ -210,7 +268,7 @@ func TestUpdateUnderWayIsPendingAfterAFailover(t *testing.T) {
 		o := lasting(w.name, s)
 		a, b := openPeer(t, w.client(t), o), openPeer(t, w.client(t), o)
 		requireGet(t, a, key, "old")
-		w.save(t)
+		dump := w.victim.Save()
 		writing, resume, returned := make(chan struct{}), make(chan struct{}), make(chan error, 1)
 		go func() {
 			returned <- a.Update(context.WithoutCancel(t.Context()), key, func(context.Context) error {
@@ -221,8 +279,7 @@ func TestUpdateUnderWayIsPendingAfterAFailover(t *testing.T) {
 			})
 		}()
 		await(t, writing, "the write runs")
-		w.victim.Kill()
-		w.restart()
+		w.rollBack(dump)
 		repeated(t, a.process)
 		guard := guardFields(t, b.rdb, valueKey(w.name, key))
 		require.NotEmpty(t, guard[8], "the owner of a pending write")
@@ -250,7 +307,7 @@ func TestMoreRecentInvalidationsThanFitMoveTheGeneration(t *testing.T) {
 	admin := server.Client(t)
 	generation, err := admin.Get(t.Context(), "tc:"+name+":gen").Int64()
 	require.NoError(t, err)
-	require.NoError(t, admin.Save(t.Context()).Err())
+	dump := server.Save()
 	s.write("k", "new")
 	require.NoError(t, a.Invalidate(t.Context(), "k"))
 	var many []string // more bytes than are kept
@@ -258,8 +315,7 @@ func TestMoreRecentInvalidationsThanFitMoveTheGeneration(t *testing.T) {
 		many = append(many, strconv.Itoa(i)+strings.Repeat("k", 8000))
 	}
 	require.NoError(t, a.Invalidate(t.Context(), many...))
-	server.Kill()
-	server.Restart()
+	server.RestartWith(dump)
 	asking(t, func() bool { return a.Stats().Failovers > 0 && a.Stats().Pending == 0 }, "the generation is moved")
 	moved, err := admin.Get(t.Context(), "tc:"+name+":gen").Int64()
 	require.NoError(t, err)
@@ -315,15 +371,14 @@ func TestFailoverIsNoticedWithoutInfo(t *testing.T) {
 	wantValue(t, p.Cache, "k", "old")
 	require.EqualValues(t, 1, p.Stats().MemoryHits)
 	require.Zero(t, p.Stats().SharedErrors)
-	require.NoError(t, server.Client(t).Save(t.Context()).Err())
+	dump := server.Save()
 	s.write("k", "new")
 	require.NoError(t, p.Invalidate(t.Context(), "k"))
 
 	(&site{victim: server}).kill(t, p)
 	require.Zero(t, p.Stats().Failovers)
-	server.Restart()
+	server.RestartWith(dump)
 	repeated(t, p)
-	require.EqualValues(t, 1, p.Stats().Failovers)
 	wantValue(t, p.Cache, "k", "new")
 	require.Equal(t, 1, log.count("refuses INFO"))
 }
