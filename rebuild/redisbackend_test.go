@@ -98,7 +98,7 @@ func TestRedisBackendConforms(t *testing.T) {
 }
 
 // Property: a backend on a Redis Cluster is one: a name is one slot, and a wake-up reaches every master's subscribers.
-// Broken by: redisbackend.go, `case *redis.ClusterClient:` without `b.cluster = c` (WAIT, MOVED and the subscription go wrong).
+// Broken by: lock_head.lua, `wake()` in finish.
 func TestRedisBackendConformsInCluster(t *testing.T) {
 	cluster := redistest.StartCluster(t)
 	backendtest.Run(t, func(t *testing.T) backendtest.Subject {

@@ -291,6 +291,36 @@ func TestWakePassesWhoCannotHear(t *testing.T) {
 	acquired(t, b, deaf)
 }
 
+// Property: in a Cluster, where PUBLISH counts the listeners of one master only, nobody is taken for deaf: one waiter is woken, not another
+// in its stead.
+// Broken by: redisscripts.go, `flag(b.single != nil)` -> 1.
+func TestNobodyIsTakenForDeafInCluster(t *testing.T) {
+	cluster := redistest.SharedCluster(t)
+	b := openBackend(t, cluster.Client(t))
+	first, second := heard(t, b, "first"), heard(t, b, "second")
+	for _, node := range cluster.Nodes { // two of them are not the one to which the first listens
+		name := ""
+		for i := 0; name == ""; i++ {
+			if n := "n" + strconv.Itoa(i); cluster.Owner(cluster.Slot(b.LockKey(n))) == node {
+				name = n
+			}
+		}
+		a, one, two, three := exclusive(name, "a"), entering(exclusive(name, "first")), entering(exclusive(name, "second")), entering(exclusive(name, "second"))
+		g := acquired(t, b, a)
+		for _, w := range []rebuild.LockClaim{one, two, three} {
+			refused(t, b, w)
+		}
+		require.NoError(t, b.Release(t.Context(), a, g.Token, 0))
+		require.Equal(t, one.Owner, next(t, first))
+		g = acquired(t, b, one)
+		require.NoError(t, b.Release(t.Context(), one, g.Token, 0))
+		require.Equal(t, two.Owner, next(t, second))
+		g = acquired(t, b, two)
+		require.NoError(t, b.Release(t.Context(), two, g.Token, 0))
+		require.Equal(t, three.Owner, next(t, second), "the next message")
+	}
+}
+
 // Property: who was woken is not woken again by every script that finds the name still free: commands and messages do not grow with waiters.
 // Broken by: lock_head.lua, `record.woken = math.max(record.woken, arrival)`.
 func TestWokenOnceIsEnough(t *testing.T) {
