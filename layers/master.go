@@ -188,7 +188,7 @@ func (m *master) note(err error, b *budget) {
 		m.overran(b.start, time.Now())
 		m.failed(b.start, err)
 	case wasRefused:
-		m.change(false, err)
+		m.lose(err)
 	case wasBroken:
 		m.failed(b.start, err)
 		m.check(true)
@@ -209,7 +209,7 @@ func (m *master) overran(start, at time.Time) {
 	}
 	m.r.counts.timeouts.Add(1)
 	if m.overruns.Add(1) >= maxOverruns {
-		m.change(false, ErrTimeout)
+		m.lose(ErrTimeout)
 	}
 }
 
@@ -263,7 +263,7 @@ func (m *master) check(broken bool) {
 			return
 		}
 		if outcomeOf(err) != wasLate {
-			m.change(false, err)
+			m.lose(err)
 		}
 	})
 	if !started {

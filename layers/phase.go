@@ -124,12 +124,9 @@ func (m *master) worryLocked() {
 	m.failedAt = m.now()
 }
 
-// change moves the state where there is no doubt. The cluster as a whole is no master: one that hangs must not close the way to the others.
-func (m *master) change(reachable bool, why error) {
-	if reachable {
-		m.answered()
-		return
-	}
+// lose makes the master unreachable where there is no doubt. The cluster as a whole is no master: one that hangs must not close the way to
+// the others.
+func (m *master) lose(why error) {
 	m.state.Lock()
 	defer m.state.Unlock()
 	m.worryLocked()

@@ -235,7 +235,7 @@ func TestCallsHangingSinceTheOutageDoNotHoldTheQueue(t *testing.T) {
 		n++
 		awaitTrue(t, func() bool { return hanging.Load() == n }, "hangs")
 	}
-	r.single.change(false, ErrTimeout)
+	r.single.lose(ErrTimeout)
 	leave()
 	awaitTrue(t, func() bool { return r.single.do(t.Context(), redis.NewStatusCmd(t.Context(), "ping")) == nil }, "probe")
 	require.True(t, r.reachable("k"), "in time: the budget is long")

@@ -36,7 +36,7 @@ func ends(err error) func(context.Context) (int, error) {
 	return func(context.Context) (int, error) { return 1, err }
 }
 
-// loads runs n loads one after the other and returns the last one's error.
+// times runs n loads one after the other and returns the last one's error.
 func (l *Loads) times(t *testing.T, n int, fn func(context.Context) (int, error)) (err error) {
 	t.Helper()
 	for range n {
@@ -190,10 +190,10 @@ func TestWhatSaysNothingOfTheSourceIsNotCounted(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				l, b, _ := newBroken(t, BreakerOptions{}, nil)
-				l.times(t, 19, ends(errSource))
-				l.times(t, 100, fn)
+				_ = l.times(t, 19, ends(errSource))
+				_ = l.times(t, 100, fn)
 				require.Zero(t, b.State(), "no failures")
-				l.times(t, 1, ends(errSource))
+				_ = l.times(t, 1, ends(errSource))
 				require.EqualValues(t, 2, b.State(), "no successes")
 				require.Zero(t, l.Close(t.Context()))
 			})
@@ -201,10 +201,10 @@ func TestWhatSaysNothingOfTheSourceIsNotCounted(t *testing.T) {
 	}
 	synctest.Test(t, func(t *testing.T) {
 		l, b, _ := newBroken(t, BreakerOptions{}, nil)
-		l.times(t, 100, ends(errNoRow))
-		l.times(t, 99, ends(errSource))
+		_ = l.times(t, 100, ends(errNoRow))
+		_ = l.times(t, 99, ends(errSource))
 		require.Zero(t, b.State(), "99 of 199")
-		l.times(t, 1, ends(errSource))
+		_ = l.times(t, 1, ends(errSource))
 		require.EqualValues(t, 2, b.State(), "100 of 200")
 		require.Zero(t, l.Close(t.Context()))
 	})

@@ -106,8 +106,10 @@ func TestOpenTimeGrowsWhileItDoesNotHelp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := New(usual())
 		record(b, 20, Failure)
-		for _, want := range []time.Duration{1, 2, 4, 8, 16, 30, 30} {
-			requireAbout(t, want*time.Second, openTime(t, b, Failure))
+		for _, want := range []string{"1s", "2s", "4s", "8s", "16s", "30s", "30s"} {
+			d, err := time.ParseDuration(want)
+			require.NoError(t, err)
+			requireAbout(t, d, openTime(t, b, Failure))
 		}
 		openTime(t, b, Success)
 		record(b, 2, Success)
