@@ -2,7 +2,7 @@
 # `make help` lists the targets.
 
 .DEFAULT_GOAL := help
-.PHONY: help fmt lint test race integration fuzz bench bench-compare cover docs tools hooks check \
+.PHONY: help fmt lint test race integration fuzz fleet fleet-broken bench bench-compare cover docs tools hooks check \
 	fmt-check vet tidy tidy-check docs-check modules-check redis
 
 # The modules that stand beside the library's own and build on it. internal/tools stands apart: see its go.mod.
@@ -13,6 +13,9 @@ BIN      := $(CURDIR)/bin
 LINT     := $(BIN)/golangci-lint
 REF      ?= main
 FUZZTIME ?= 10s
+RUNS     ?= 10000
+SEED     ?= $(shell date +%s)
+REAL     ?= 20
 COUNT    ?= 10
 
 # A build stamped with the state of git would differ from checkout to checkout, and fails where git is missing.
@@ -39,6 +42,13 @@ integration: redis ## the same on real Redis only: nothing may be skipped or imi
 
 fuzz: ## each fuzz test for FUZZTIME (10s)
 	@sh scripts/fuzz.sh $(FUZZTIME)
+
+fleet: redis ## RUNS (10000) random runs of a fleet in virtual time, from SEED (drawn) on, then REAL (20) of them on real servers
+	TIERCACHE_FLEET_RUNS=$(RUNS) TIERCACHE_FLEET_SEED=$(SEED) TIERCACHE_FLEET_REAL=$(REAL) \
+		go test -count=1 -timeout 0 -run '^TestFleet' -v ./internal/fleet
+
+fleet-broken: ## leave out one rule of the protocol at a time: the fleet must notice each
+	go test -count=1 -timeout 30m -tags broken -run '^TestEveryRuleLeftOutIsCaught$$' -v ./internal/fleet
 
 bench: redis ## the benchmarks of bench/ in one interleaved run, as ratios (ARGS=-quick for a short one)
 	@go run ./bench/cmd/bench $(ARGS)

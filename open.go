@@ -11,6 +11,7 @@ import (
 
 	"github.com/tiercache/tiercache/bloom"
 	"github.com/tiercache/tiercache/consistency"
+	"github.com/tiercache/tiercache/internal/broken"
 	"github.com/tiercache/tiercache/layers"
 	"github.com/tiercache/tiercache/rebuild"
 )
@@ -215,6 +216,9 @@ func (c *Cache[K, V]) work(ctx context.Context) {
 
 // replay sends the invalidations that Redis did not take, or may have lost. Their keys are read from Redis again once it took them.
 func (c *Cache[K, V]) replay(ctx context.Context) {
+	if broken.Left(broken.Replay) {
+		return
+	}
 	again := func(mode layers.Mode, ids []string) []error {
 		c.loss.recent.Note(ids...) // it may lose this one too
 		errs := make([]error, len(ids))

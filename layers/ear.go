@@ -20,7 +20,7 @@ type ear struct {
 	gaps    atomic.Uint64 // times that missing events were noticed while the connection stood
 	breaker breaker.State // what it was told last; of the speaker
 
-	beating sync.Mutex // held while the space's heartbeat runs
+	beating turn // held while the space's heartbeat runs
 
 	mu      sync.Mutex // held while a func of events runs
 	left    bool
@@ -32,6 +32,20 @@ type ear struct {
 	waiting sync.Mutex
 	waiters map[string]map[chan struct{}]struct{} // by id
 }
+
+// turn is a lock that is held across round trips. A Mutex would do, but who waits for one that is held by somebody who waits for a network
+// stops the virtual time of the fleet's tests.
+type turn struct {
+	made sync.Once
+	room chan struct{} // for one
+}
+
+func (t *turn) Lock() {
+	t.made.Do(func() { t.room = make(chan struct{}, 1) })
+	t.room <- struct{}{}
+}
+
+func (t *turn) Unlock() { <-t.room }
 
 // tune calls Deaf or Hear, if that is due.
 func (e *ear) tune() {

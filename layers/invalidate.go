@@ -3,6 +3,8 @@ package layers
 import (
 	"context"
 	"fmt"
+
+	"github.com/tiercache/tiercache/internal/broken"
 )
 
 // Mode is the kind of an invalidation.
@@ -75,6 +77,9 @@ func (s *Space) invalidate(ctx context.Context, mode Mode, op Token, oldest uint
 	}
 	if oldest != 0 {
 		version = fmt.Sprintf("%016x", oldest)
+	}
+	if broken.Left(broken.Order) {
+		s.tellFirst(ctx, kind, ids)
 	}
 	s.each(ctx, ids, func(i int, key string) *scriptCall {
 		return &scriptCall{script: invalidateScript, keys: []string{key, guardKey(key)}, args: []any{

@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 	"unsafe"
+
+	"github.com/tiercache/tiercache/internal/broken"
 )
 
 // The trust word of a cache: an epoch above two bits. A cell carries the word of its mark without the deaf bit, or with the doubt bit,
@@ -319,6 +321,9 @@ func (l *Local[K, V]) Stands(key K, m Mark) bool {
 }
 
 func (l *Local[K, V]) stands(s *memStripe, m Mark) bool {
+	if broken.Left(broken.Mark) {
+		return true
+	}
 	return m.trust != uint64(wordClosed) && m.epoch == s.epoch.Load() && m.trust == uint64(l.own.trust.Load())
 }
 

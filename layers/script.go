@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/tiercache/tiercache/internal/borrowed"
+	"github.com/tiercache/tiercache/internal/broken"
 )
 
 // The scripts. Each is lua/guard.lua, which knows the forms of guard and envelope, followed by its own file. Every script names its caller's
@@ -26,11 +27,11 @@ var (
 	//go:embed lua/generation.lua
 	generationSource string
 
-	acquireScript    = borrowed.NewScript("acquire", guardSource+acquireSource)
-	fillScript       = borrowed.NewScript("fill", guardSource+fillSource)
+	acquireScript    = borrowed.NewScript("acquire", broken.Script("acquire", guardSource+acquireSource))
+	fillScript       = borrowed.NewScript("fill", broken.Script("fill", guardSource+fillSource))
 	releaseScript    = borrowed.NewScript("release", guardSource+releaseSource)
 	renewScript      = borrowed.NewScript("renew", guardSource+renewSource)
-	invalidateScript = borrowed.NewScript("invalidate", guardSource+invalidateSource)
+	invalidateScript = borrowed.NewScript("invalidate", broken.Script("invalidate", guardSource+invalidateSource))
 	generationScript = borrowed.NewScript("generation", guardSource+generationSource)
 )
 

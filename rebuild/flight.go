@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sync/singleflight"
+
+	"github.com/tiercache/tiercache/internal/broken"
 )
 
 // flightStripes is how many locks the keys of a Flight share: chosen; not tuned.
@@ -164,7 +166,7 @@ func (f *Flight[R]) Batch(ctx context.Context, calls []*Call[R], fn func(context
 // Forget lets later callers of key start anew. Those who wait for a call of key still get its answer.
 func (f *Flight[R]) Forget(key string) {
 	s := f.stripe(key)
-	if s.busy.Load() == 0 {
+	if s.busy.Load() == 0 || broken.Left(broken.Forget) {
 		return
 	}
 	s.mu.Lock()
