@@ -202,6 +202,7 @@ func (f *Faults) carry(ctx context.Context, x *fault, node string, run, again fu
 		panic(ErrInjected)
 	case Goexit:
 		runtime.Goexit()
+	default: // Dropped is no call's
 	}
 	return f.pass(ctx, node, run)
 }

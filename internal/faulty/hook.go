@@ -49,7 +49,7 @@ var (
 	replyKinds   = []Kind{Reply}
 )
 
-// ProcessHook strikes commands.
+// ProcessHook strikes commands. The client writes the error into the command.
 func (h *hook) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
 		c := h.call(commandKinds, cmd)
@@ -59,15 +59,7 @@ func (h *hook) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 			return h.f.pass(ctx, h.node, run)
 		}
 		copied := &once{cmd.Clone()}
-		sent := false
-		err := h.f.carry(ctx, x, h.node, func(ctx context.Context) error {
-			sent = true
-			return run(ctx)
-		}, func(ctx context.Context) error { return next(ctx, copied) })
-		if !sent {
-			cmd.SetErr(err)
-		}
-		return err
+		return h.f.carry(ctx, x, h.node, run, func(ctx context.Context) error { return next(ctx, copied) })
 	}
 }
 

@@ -15,7 +15,7 @@ import (
 const (
 	masters     = 3
 	slots       = 16384
-	clusterTime = 60 * time.Second // the forming or healing of a cluster; chosen, not tuned: it ends what can no longer succeed
+	clusterTime = 60 * time.Second // what servers do among themselves; chosen, not tuned: it ends what can no longer succeed
 )
 
 // Cluster is three masters that share all slots between them, without replicas unless Replicas asked for some. A dead master takes

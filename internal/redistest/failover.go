@@ -37,7 +37,7 @@ func (c *Cluster) addReplicas(n int, o []Option) {
 			c.Replicas = append(c.Replicas, replica)
 			id := c.id(master)
 			// It says that it knows no such node until it has heard of it.
-			await(c.tb, clusterTime, func(ctx context.Context) error {
+			await(c.tb, func(ctx context.Context) error {
 				return at(replica.Addr, func(r *redis.Client) error { return r.ClusterReplicate(ctx, id).Err() })
 			})
 		}
@@ -101,7 +101,7 @@ func (c *Cluster) failOver(from *Server, how string) (to *Server) {
 	}
 	// An election may be lost, and a hand-over may come too late. Asking again begins anew, so it is asked when Redis has given up.
 	var asked time.Time
-	await(c.tb, clusterTime, func(ctx context.Context) error {
+	await(c.tb, func(ctx context.Context) error {
 		if to.leads() {
 			return nil
 		}
@@ -141,7 +141,7 @@ type node struct {
 // awaitView waits until ok has no error about what any running node knows of all nodes, by id.
 func (c *Cluster) awaitView(ok func(nodes map[string]node) error) {
 	c.tb.Helper()
-	await(c.tb, clusterTime, func(ctx context.Context) error {
+	await(c.tb, func(ctx context.Context) error {
 		for _, s := range c.alive() {
 			err := at(s.Addr, func(r *redis.Client) error {
 				text, err := r.ClusterNodes(ctx).Result()
@@ -188,10 +188,10 @@ func meet(ctx context.Context, addr string, others []string) error {
 	})
 }
 
-// await calls f until it returns nil, and ends the test with its last error after most.
-func await(tb testing.TB, most time.Duration, f func(ctx context.Context) error) {
+// await calls f until it returns nil, and ends the test with its last error when clusterTime is over.
+func await(tb testing.TB, f func(ctx context.Context) error) {
 	tb.Helper()
-	ctx, cancel := context.WithTimeout(tb.Context(), most)
+	ctx, cancel := context.WithTimeout(tb.Context(), clusterTime)
 	defer cancel()
 	tick := time.NewTicker(5 * pollEvery)
 	defer tick.Stop()
@@ -202,7 +202,7 @@ func await(tb testing.TB, most time.Duration, f func(ctx context.Context) error)
 		}
 		select {
 		case <-ctx.Done():
-			tb.Fatalf("redistest: not within %v: %v", most, err)
+			tb.Fatalf("redistest: not within %v: %v", clusterTime, err)
 		case <-tick.C:
 		}
 	}

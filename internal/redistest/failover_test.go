@@ -9,7 +9,7 @@ import (
 // Replicas have their masters' data; after a failover that was asked for, a replica serves the slots with all data, every node
 // says so, and the old master follows it.
 //
-// Broken by: failOver without its awaitMaster; addReplicas without its ClusterReplicate.
+// Broken by: Server.follows without its comparison of addresses.
 func TestClusterFailover(t *testing.T) {
 	c := StartCluster(t, Replicas(1))
 	require.Len(t, c.Replicas, masters)

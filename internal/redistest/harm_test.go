@@ -35,7 +35,7 @@ func TestKillClients(t *testing.T) {
 
 // FlushAll takes all keys, ScriptFlush all scripts and no key.
 //
-// Broken by: FlushAll calling ScriptFlush, or the other way round.
+// Broken by: FlushAll calling ScriptFlush.
 func TestFlushes(t *testing.T) {
 	s := Start(t)
 	c := s.Client(t)
@@ -79,7 +79,7 @@ func TestReadOnly(t *testing.T) {
 
 // A replica has all that its master had when StartReplica or AwaitSync was called, refuses writes, and goes on alone as nobody's.
 //
-// Broken by: AwaitSync without its second await.
+// Broken by: ReplicaOf without its AwaitSync.
 func TestReplica(t *testing.T) {
 	master := Start(t)
 	m := master.Client(t)

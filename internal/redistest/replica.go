@@ -11,9 +11,6 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// replicaTime is what a replica's first copy, or a change of who leads, may take; chosen, not tuned: it ends what can no longer succeed.
-const replicaTime = clusterTime
-
 // deadPort is a port on which nobody listens, since only root could: where a replica without a master looks for one.
 const deadPort = "1"
 
@@ -43,7 +40,7 @@ func (s *Server) ReplicaOf(master *Server) {
 func (s *Server) ReplicaOfNobody() {
 	s.tb.Helper()
 	s.own("ReplicaOfNobody")
-	s.do(func(ctx context.Context, r *redis.Client) error { return r.SlaveOf(ctx, "NO", "ONE").Err() })
+	s.do(func(ctx context.Context, r *redis.Client) error { return r.ReplicaOf(ctx, "NO", "ONE").Err() })
 }
 
 // ReadOnly makes s the replica of a master that does not exist: it keeps and answers what it has, and every write is told READONLY, until
@@ -57,13 +54,13 @@ func (s *Server) ReadOnly() {
 func (s *Server) follow(addr string) {
 	s.tb.Helper()
 	host, port, _ := strings.Cut(addr, ":")
-	s.do(func(ctx context.Context, r *redis.Client) error { return r.SlaveOf(ctx, host, port).Err() })
+	s.do(func(ctx context.Context, r *redis.Client) error { return r.ReplicaOf(ctx, host, port).Err() })
 }
 
 // AwaitSync returns when s, a replica of master, has all that master had when AwaitSync was called.
 func (s *Server) AwaitSync(master *Server) {
 	s.tb.Helper()
-	await(s.tb, replicaTime, func(ctx context.Context) error {
+	await(s.tb, func(ctx context.Context) error {
 		state, err := replication(ctx, s.Addr)
 		if err == nil && state["master_link_status"] != "up" {
 			err = fmt.Errorf("redistest: the replica's link to its master is %q", state["master_link_status"])
@@ -71,7 +68,7 @@ func (s *Server) AwaitSync(master *Server) {
 		return err
 	})
 	want := int64(-1)
-	await(s.tb, replicaTime, func(ctx context.Context) error {
+	await(s.tb, func(ctx context.Context) error {
 		if want < 0 {
 			state, err := replication(ctx, master.Addr)
 			if err != nil {

@@ -112,7 +112,7 @@ func (s *Sentinel) Failover() (to *Server) {
 	s.tb.Helper()
 	from := s.Master()
 	// A sentinel that has just seen a failover refuses another, and so does one that has no good replica at this moment.
-	await(s.tb, clusterTime, func(ctx context.Context) error {
+	await(s.tb, func(ctx context.Context) error {
 		return at(s.Sentinels[0].Addr, func(r *redis.Client) error {
 			return r.Do(ctx, "SENTINEL", "FAILOVER", sentinelName).Err()
 		})
@@ -131,8 +131,8 @@ func (s *Sentinel) AwaitFailover(from *Server) (to *Server) {
 		return nil
 	})
 	to = s.Master()
-	await(s.tb, clusterTime, func(ctx context.Context) error {
-		return at(to.Addr, func(r *redis.Client) error { return r.Set(ctx, "redistest:probe", "1", replicaTime).Err() })
+	await(s.tb, func(ctx context.Context) error {
+		return at(to.Addr, func(r *redis.Client) error { return r.Set(ctx, "redistest:probe", "1", clusterTime).Err() })
 	})
 	return to
 }
@@ -141,7 +141,7 @@ func (s *Sentinel) AwaitFailover(from *Server) (to *Server) {
 // which ok has no error.
 func (s *Sentinel) awaitAgreement(ok func(master string) error) {
 	s.tb.Helper()
-	await(s.tb, clusterTime, func(ctx context.Context) error {
+	await(s.tb, func(ctx context.Context) error {
 		var masters []string
 		for _, n := range s.Sentinels {
 			if !n.proc.runs() {
