@@ -289,7 +289,7 @@ var fenceModel = porcupine.Model{
 	Partition: func(history []porcupine.Operation) (parts [][]porcupine.Operation) {
 		by := map[lockOf]int{}
 		for _, op := range history {
-			of := op.Input.(lockEvent).of() //nolint:errcheck,forcetypeassert // judge made it
+			of := op.Input.(lockEvent).of()
 			i, known := by[of]
 			if !known {
 				i = len(parts)
@@ -301,7 +301,7 @@ var fenceModel = porcupine.Model{
 	},
 	Init: func() any { return uint64(0) },
 	Step: func(state, input, _ any) (bool, any) {
-		accepted, e := state.(uint64), input.(lockEvent) //nolint:errcheck,forcetypeassert // as above
+		accepted, e := state.(uint64), input.(lockEvent)
 		switch {
 		case e.Return == 0:
 			return true, max(accepted, e.Token)
