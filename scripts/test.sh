@@ -34,7 +34,7 @@ rm -f "$TIERCACHE_SKIP_LOG" bin/test.status
 {
 	status=0
 	# shellcheck disable=SC2086 # race is one word or none
-	go test $race -count=1 -timeout 9m ./... || status=$?
+	go test $race -count=1 -timeout 20m ./... || status=$?
 	if [ -n "$race" ]; then
 		# The race detector allocates, so what counts allocations skips itself under it and has its turn here.
 		echo "test: what counts allocations, without the race detector"

@@ -126,8 +126,23 @@ func (p *Plan) failsAt(key string, at time.Duration) SourceMode {
 	return ""
 }
 
+// turns is how long after a fault of calls it may take until every key is read from Redis again: the longest open time of the breaker around
+// a master, which grows with each outage, and the turns of the keys after it.
+const turns = 40 * time.Second
+
 // troubles are what a fault means for the record: what it disturbs, whose, and until when. process is the number of the process in its slot.
 func (p *Plan) troubles(f Fault, process int) []Trouble {
+	all := p.disturbs(f, process)
+	for _, t := range all {
+		if t.Kind == TroubleCalls {
+			return append(all, Trouble{Kind: TroubleTurns, From: t.From, To: f.At + f.For + turns})
+		}
+	}
+	return all
+}
+
+// disturbs is troubles without what follows from them.
+func (p *Plan) disturbs(f Fault, process int) []Trouble {
 	over := func(kind string, process int, key string, after time.Duration) Trouble {
 		return Trouble{Kind: kind, Process: process, Key: key, From: f.At - farthest, To: f.At + f.For + after}
 	}

@@ -112,6 +112,7 @@ type Trouble struct {
 // The kinds of troubles.
 const (
 	TroubleCalls  = "calls"  // calls of Redis fail, are late, lost, repeated
+	TroubleTurns  = "turns"  // reads come back to Redis key by key: until its turn a key is loaded once a process
 	TroubleBus    = "bus"    // events are lost, or late, and nothing says so
 	TroubleCut    = "cut"    // the connections were closed
 	TroubleGuard  = "guard"  // a guard is gone, or all data is

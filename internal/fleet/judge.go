@@ -318,7 +318,7 @@ func (j *judge) reason(a, b *Load) bool {
 	if j.disturbed(from, to) { // of any process: what comes late may revoke anybody's lease
 		return true
 	}
-	for _, kind := range []string{TroubleGuard, TroubleValue, TroubleSource} {
+	for _, kind := range []string{TroubleGuard, TroubleValue, TroubleSource, TroubleTurns} {
 		if j.troubled(kind, 0, a.Key, from, to) {
 			return true
 		}
