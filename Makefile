@@ -2,7 +2,7 @@
 # `make help` lists the targets.
 
 .DEFAULT_GOAL := help
-.PHONY: help fmt lint test race integration fuzz fleet fleet-broken bench bench-compare cover docs tools hooks check \
+.PHONY: help fmt lint test race integration fuzz fleet fleet-broken storm bench bench-compare cover docs tools hooks check \
 	fmt-check vet tidy tidy-check docs-check modules-check redis
 
 # The modules that stand beside the library's own and build on it. internal/tools stands apart: see its go.mod.
@@ -17,6 +17,7 @@ RUNS     ?= 10000
 SEED     ?= $(shell date +%s)
 REAL     ?= 20
 COUNT    ?= 10
+STORM    ?= 10s
 
 # A build stamped with the state of git would differ from checkout to checkout, and fails where git is missing.
 export GOFLAGS := -buildvcs=false $(filter-out -buildvcs=%,$(GOFLAGS))
@@ -46,6 +47,9 @@ fuzz: ## each fuzz test for FUZZTIME (10s)
 fleet: redis ## RUNS (10000) random runs of a fleet in virtual time, from SEED (drawn) on, then REAL (20) of them on real servers
 	TIERCACHE_FLEET_RUNS=$(RUNS) TIERCACHE_FLEET_SEED=$(SEED) TIERCACHE_FLEET_REAL=$(REAL) \
 		go test -count=1 -timeout 0 -run '^TestFleet' -v ./internal/fleet
+
+storm: redis ## each fault of docs/operations.md for STORM (10s) under 200 callers, and its table
+	TIERCACHE_STORM=$(STORM) go test -count=1 -timeout 0 -run '^TestStorm' -v .
 
 fleet-broken: ## leave out one rule of the protocol at a time: the fleet must notice each
 	go test -count=1 -timeout 30m -tags broken -run '^TestEveryRuleLeftOutIsCaught$$' -v ./internal/fleet

@@ -15,17 +15,22 @@
 //	P1  Between two invalidations a key is loaded once in the fleet while Redis is reachable and the process that loads lives and renews
 //	    its lease; one more load within LeaseTime after it died. Without Redis: once a process, never more at once than the gate.
 //	    Limits: a guard evicted by Redis, a holder paused past its lease, and a load that began in a delete window and outlived it each
-//	    let one more load begin.
+//	    let one more load begin. For about six seconds after a Redis master came back (longer after repeated outages) keys that memory
+//	    does not have and whose turn to be read there has not come are loaded once a process.
 //	    TestOneLoadPerKeyInTheFleet, TestWaitersAreWokenByTheEvent, TestDeadHolderIsReplacedWithinTheLease,
-//	    TestRenewedLeaseOutlivesLongLoads, TestStampedeLoadsOnce, TestLoadsWithoutRedisAreOncePerProcessAndGated
+//	    TestRenewedLeaseOutlivesLongLoads, TestStampedeLoadsOnce, TestLoadsWithoutRedisAreOncePerProcessAndGated,
+//	    TestKilledProcessIsReplacedWithinTheLease, TestLeaseThatAHungRedisGrantsLateIsGivenBack, TestFleetKeepsItsPromises
 //	P2  After Invalidate, Update or Set returned nil, nothing loaded before is stored in Redis, nor answered to a Get that begins
 //	    afterwards: in this process at once, in another once the event arrived there.
 //	    Limits: with the bus silent, until MemoryTTL, longer only for answers marked stale while Redis or the source fails. A Get that
-//	    waits already may be given the older value. After a failover that lost the invalidation: not in this release. DeleteWindow must
-//	    be longer than the lag of the replicas that the loader reads.
+//	    waits already may be given the older value. After a failover that lost the invalidation: until the process that sent it has
+//	    noticed, two heartbeats (2 s), and repeated it; if that process died too, the value's TTL. DeleteWindow must be longer than the
+//	    lag of the replicas that the loader reads.
 //	    TestOlderLoadIsRefusedAfterInvalidate, TestDeleteBetweenFillAndPutIsNotKept, TestRefusedFillIsNotKeptInMemory,
 //	    TestReadBeforeAnEventIsNotKept, TestSetIsNotOvertakenByAnOlderLoad, TestInvalidateOvertakesASet,
-//	    TestClearRefusesWhatWasLoadedBefore, TestUpdateIsSeenByAll, TestProtocol
+//	    TestClearRefusesWhatWasLoadedBefore, TestUpdateIsSeenByAll, TestProtocol, TestInvalidationsAreRepeatedAfterAFailover,
+//	    TestFailoverBetweenAScriptAndItsReplyRepeatsTheKey, TestLostInvalidationIsPendingBeforeMemoryIsTrusted,
+//	    TestProcessStoppedBeyondItsLeaseBringsNothingBack
 //	P3  A Get that begins after Invalidate, Update or Set returned, nil or error, joins no older load. Limit: in the same process.
 //	    TestGetAfterInvalidateDoesNotJoinOlderLoad, TestFlightBegunInsideInvalidateIsNotJoined,
 //	    TestLoadBegunBeforeAWriteIsNeitherKeptNorJoined
@@ -33,7 +38,8 @@
 //	    anything. Limits: Redis took the first delete; the commit takes effect within 30 s of the last renewal. A crash between a commit
 //	    and a plain Invalidate leaves the old value for its TTL.
 //	    TestCrashInUpdateLeavesOneDeleteWindow, TestFillFromInsideTheWindowDoesNotOutliveIt,
-//	    TestWhatIsLoadedInsideTheDeleteWindowIsGoneByItsEnd
+//	    TestWhatIsLoadedInsideTheDeleteWindowIsGoneByItsEnd, TestWhatIsLoadedOutOfTurnIsKeptBriefly,
+//	    TestUpdateUnderWayIsPendingAfterAFailover
 //	P5  A gap in the events is noticed: by a lost connection at once, by silence within 2 s, by a missing number within 6 s. From then
 //	    on memory put before it is asked again from Redis.
 //	    TestMissedEventIsNoticed, TestLostConnectionIsDeafUntilTheSubscriptionStandsAgain, TestSkippedNumberIsNoticed,
@@ -44,19 +50,23 @@
 //	    TestFleetNeverCallsAnInsertedRowAbsent
 //	P7  Redis down, hung, read-only, full or flushed: Get goes on answering from memory, stale, or by loads behind the gate; a Redis error
 //	    is never returned from Get. Invalidations are queued (10,000 keys, then all), the caller is told by ErrPending, and a queued key is
-//	    not read from Redis before its invalidation got there. Limit: the queue dies with its process.
+//	    not read from Redis before its invalidation got there. When Redis is back, writes go there at once and reads key by key, within
+//	    about six seconds; what memory holds from before is asked for first. Limit: the queue dies with its process.
 //	    TestRedisKilledReadsGoOn, TestRedisHungReadsGoOn, TestReadOnlyRedis, TestFullRedis, TestFlushedRedis,
-//	    TestQueuedInvalidationIsReplayedBeforeTheKeyIsRead, TestPendingOverflowMovesTheGeneration, TestDoubtfulMemoryIsAskedAgain
+//	    TestQueuedInvalidationIsReplayedBeforeTheKeyIsRead, TestPendingOverflowMovesTheGeneration, TestDoubtfulMemoryIsAskedAgain,
+//	    TestReadsComeBackToRedisInTurns, TestWritesDoNotWaitForATurn, TestFlushIsToldToEveryProcess, TestNothingThatBefallsRedisIsFelt,
+//	    TestStorm
 //	P8  Source down: the stale copy is answered up to MaxStale, counted (Stats.StaleErrors) and told to Hooks; then a *LoadError with the
-//	    cause. A key that failed twice in a row rests for 100 ms, doubled up to 1 s.
+//	    cause. A key that failed twice in a row rests for 100 ms, doubled up to 1 s. When half of at least 20 loads within 10 s failed no
+//	    key is loaded for 1 s, doubled up to 5 s (ErrBreakerOpen in the *LoadError); then three loads at a time find out.
 //	    TestStaleIfErrorUpToMaxStale, TestStaleIsAnsweredWhileTheSourceFails, TestFailingKeyBacksOffFromTheSecondFailure,
-//	    TestSharedBackOff
+//	    TestSharedBackOff, TestFailingSourceIsAskedNoMore, TestRefusedLoadGivesItsLeaseBack, TestStormOfTheSource
 //	P9  A cancelled or expired caller leaves at once and harms no one else; a panic or Goexit of a loader is an error for those who wait
 //	    and harms no one else.
 //	    TestCancelledCallerHarmsNoOne, TestLoaderPanicHarmsNoOneElse, TestCallersLeaveAtTheirOwnEndAndTheLoadGoesOn,
-//	    TestLoaderThatPanicsOrEndsItsGoroutineHarmsNobody
+//	    TestLoaderThatPanicsOrEndsItsGoroutineHarmsNobody, TestPanickingHookEndsNothing
 //	P10 What cannot be read in Redis (truncated, foreign, of another schema, too large) is a miss that repairs itself once.
-//	    TestUnreadableEntryIsRepairedOnce, FuzzParseEnvelope
+//	    TestUnreadableEntryIsRepairedOnce, TestUnreadableEntryThatComesBackDoesNotHoldUpTheLoad, FuzzParseEnvelope
 //	P11 Everything is bounded: bytes, goroutines, queues, waiters; nothing in Redis is without expiry. Close is idempotent and leaves no
 //	    goroutine behind but loaders that ignore their context, which its error counts; calls after it return ErrClosed.
 //	    TestMemoryAndQueuesAreBounded, TestNothingInRedisIsWithoutExpiry, TestCloseWithRedis, TestCloseUnderTraffic,

@@ -29,8 +29,9 @@ const (
 	stormCallers   = 50 // of each process
 	stormKeys      = 1000
 	stormLoad      = 20 * time.Millisecond
-	stormGate      = 16 // loads at once of each process
-	stormPause     = 20 * time.Millisecond
+	stormGate      = 16                     // loads at once of each process
+	stormPause     = 20 * time.Millisecond  // of a caller between two reads, on average
+	stormBrief     = 50 * time.Millisecond  // in an ordinary run
 	stormMemory    = 500 * time.Millisecond // MemoryTTL: short, so that Redis matters
 )
 
@@ -155,7 +156,7 @@ func stormKey(random *rand.Rand) int64 {
 }
 
 func (s *storm) call(ctx context.Context, p *stormProcess, random *rand.Rand) {
-	for pause(ctx, random, stormPause) {
+	for pause(ctx, random, stormPace()) {
 		key := stormKey(random)
 		floor, strict := p.floor[key].Load(), s.strict.Load()
 		began := time.Now()
@@ -190,7 +191,7 @@ func sourceFailed(err error) bool {
 
 // write changes rows and invalidates them.
 func (s *storm) write(ctx context.Context, p *stormProcess, random *rand.Rand) {
-	for pause(ctx, random, 10*stormPause) {
+	for pause(ctx, random, 10*stormPace()) {
 		key := stormKey(random)
 		version := s.source.rows[key].Add(1)
 		err := p.Invalidate(context.WithoutCancel(ctx), key)
@@ -264,6 +265,14 @@ func stormLasts(t *testing.T) time.Duration {
 	d, err := time.ParseDuration(text)
 	require.NoError(t, err, stormVariable)
 	return d
+}
+
+// stormPace is a caller's pause between two reads.
+func stormPace() time.Duration {
+	if os.Getenv(stormVariable) == "" {
+		return stormBrief
+	}
+	return stormPause
 }
 
 // trouble is one thing that happens to Redis.

@@ -11,7 +11,7 @@ import (
 
 // What an ordinary `go test` plays; `make fleet` plays more. Chosen: some seconds.
 const (
-	usualRuns = 200
+	usualRuns = 120
 	usualReal = 4
 	atOnce    = 4 // real runs, which mostly wait
 )
