@@ -80,11 +80,27 @@ func (j *judge) judgeError(r *Read) {
 		}
 	case errors.Is(r.Err, context.DeadlineExceeded) && j.disturbed(r.Begin.At-j.Plan.LoadTime-j.Plan.LeaseTime, r.End.At):
 		// Leases that nobody holds, granted by calls whose answers were lost or that came late: they are waited for so long and no longer.
+	case errors.Is(r.Err, context.DeadlineExceeded) && j.waitedForOthers(r):
 	case errors.Is(r.Err, context.DeadlineExceeded) && j.Plan.Event == 0:
 		// A load on a machine that stood still takes longer than it may.
 	default:
 		j.breach("P7", r.Key, "%v: an error although the source answers", r)
 	}
+}
+
+// waitedForOthers reports whether a read was held up, for as long as it may be, by loads of other processes of which nothing was stored: one
+// that began in a delete window, or while a write was pending, and took longer than that.
+func (j *judge) waitedForOthers(r *Read) bool {
+	if r.End.At-r.Begin.At < j.Plan.LoadTime+j.Plan.LeaseTime {
+		return false
+	}
+	for _, l := range j.History.Loads {
+		if l.Process != r.Process && l.Key == r.Key && l.End.Seq != 0 && l.Begin.At <= r.End.At && l.End.At >= r.Begin.At &&
+			l.End.At-l.Begin.At >= j.Plan.Window-j.Plan.Tiny {
+			return true
+		}
+	}
+	return false
 }
 
 // disturbed reports whether any process's calls, connections or life were troubled.
@@ -312,6 +328,9 @@ func (j *judge) judgeLoads() {
 // reason reports whether a load may follow the one before it.
 func (j *judge) reason(a, b *Load) bool {
 	from, to := a.Begin.At-5*farthest, b.Begin.At
+	if b.Failed && j.troubled(TroubleDeath, 0, "", b.Begin.At, b.End.At+farthest) {
+		return true // of a process that died in it: what asked for it, a Refresh perhaps, is not on record
+	}
 	if a.Failed || j.lived(a, b) || j.sliced(a) && to >= from+j.Plan.Window {
 		return true
 	}

@@ -117,6 +117,11 @@ func TestJudgeFindsWhatIsBrokenAndNothingElse(t *testing.T) {
 			r.got(1, 50, 0, "").Err = &tiercache.LoadError{Key: "k", Err: context.DeadlineExceeded}
 			r.trouble(TroubleCalls, 2, 0, 10)
 		}, ""},
+		"waited for another's load that outlived its window": {func(r *record) {
+			r.load(2, 60, 400, 0)
+			read := r.got(1, 5000, 0, "")
+			read.Begin, read.Err = at(50), &tiercache.LoadError{Key: "k", Err: context.DeadlineExceeded}
+		}, ""},
 		"P10: a value that nobody gave":      {func(r *record) { r.load(1, 10, 20, 0); r.got(1, 50, 3, "L1") }, "P10"},
 		"P10: a value of no load":            {func(r *record) { r.got(1, 50, 0, "L7") }, "P10"},
 		"P13: an answer beyond its life":     {func(r *record) { r.load(1, 10, 20, 0); r.got(1, 61_000, 0, "L1") }, "P13"},
