@@ -88,15 +88,14 @@ func (j *judge) judgeError(r *Read) {
 	}
 }
 
-// waitedForOthers reports whether a read was held up, for as long as it may be, by loads of other processes of which nothing was stored: one
-// that began in a delete window, or while a write was pending, and took longer than that.
+// waitedForOthers reports whether a read waited for as long as it may while other processes loaded its key: of what outlives a delete window,
+// or is absent over an announcement, nothing is stored, and the next to load may again be another.
 func (j *judge) waitedForOthers(r *Read) bool {
 	if r.End.At-r.Begin.At < j.Plan.LoadTime+j.Plan.LeaseTime {
 		return false
 	}
 	for _, l := range j.History.Loads {
-		if l.Process != r.Process && l.Key == r.Key && l.End.Seq != 0 && l.Begin.At <= r.End.At && l.End.At >= r.Begin.At &&
-			l.End.At-l.Begin.At >= j.Plan.Window-j.Plan.Tiny {
+		if l.Process != r.Process && l.Key == r.Key && l.End.Seq != 0 && l.Begin.At <= r.End.At && l.End.At >= r.Begin.At {
 			return true
 		}
 	}
