@@ -127,7 +127,7 @@ func TestKilledProcessIsReplacedWithinTheLease(t *testing.T) {
 	w := startWorker(t, server.Addr, name)
 	w.do("get k")
 	w.says("loading")
-	requireExpiries(t, server)
+	requireAllExpire(t, server.Client(t), name)
 	rdb := server.Client(t)
 	left := leaseEnd(t, rdb, valueKey(name, "k")) - redisTime(t, rdb, valueKey(name, "k"))
 	require.LessOrEqual(t, left, workerLease.Milliseconds(), "what a dead process can hold")
@@ -135,7 +135,7 @@ func TestKilledProcessIsReplacedWithinTheLease(t *testing.T) {
 	read := (&peer{process: here}).get(t.Context(), "k")
 	require.Equal(t, result{value: "row"}, await(t, read, "another process's Get"))
 	require.EqualValues(t, 1, s.loads.Load())
-	requireExpiries(t, server)
+	requireAllExpire(t, server.Client(t), name)
 }
 
 // Property (P2): 1 a process is stopped in the middle of a load for longer than its lease; 2 the row changes, is invalidated, and is loaded by

@@ -4,7 +4,6 @@ import (
 	"testing"
 
 	"github.com/redis/go-redis/v9"
-	"github.com/stretchr/testify/require"
 
 	"github.com/tiercache/tiercache/internal/redistest"
 )
@@ -20,7 +19,7 @@ func troubles() []trouble {
 				client: func(t *testing.T) redis.UniversalClient { t.Helper(); return s.Client(t) },
 				begin:  func() { begin(t, s) },
 				end:    func() { end(t, s) },
-				check:  func(t *testing.T) { t.Helper(); requireExpiries(t, s) },
+				check:  func(t *testing.T) { t.Helper(); requireAllExpire(t, s.Client(t), "") },
 			}
 		}
 	}
@@ -66,15 +65,4 @@ func troubles() []trouble {
 		{name: "failover in a cluster", start: cluster(func(c *redistest.Cluster) { c.FailoverByForce(c.Nodes[0]) }), forget: true},
 		{name: "hand-over in a cluster", start: cluster(func(c *redistest.Cluster) { c.Failover(c.Nodes[0]) }), forget: true},
 	}
-}
-
-// requireExpiries fails if a key of the server stands without an expiry.
-func requireExpiries(t *testing.T, s *redistest.Server) {
-	t.Helper()
-	ctx, rdb := t.Context(), s.Client(t)
-	keys := rdb.Scan(ctx, 0, "*", 1000).Iterator()
-	for keys.Next(ctx) {
-		require.NotEqual(t, int64(-1), rdb.PTTL(ctx, keys.Val()).Val().Nanoseconds(), "key %q has no expiry", keys.Val())
-	}
-	require.NoError(t, keys.Err())
 }

@@ -22,10 +22,7 @@ func (s *Space) valueKey(id string) (string, error) {
 	if len(id) > MaxKeyBytes {
 		return "", fmt.Errorf("%w: %d bytes, at most %d", ErrKeyTooLong, len(id), MaxKeyBytes)
 	}
-	if id == "" || rediskey.Long(id) || !rediskey.Plain(id) {
-		return s.before + rediskey.Tag(id) + "}", nil
-	}
-	return s.before + id + "}", nil // most keys: one allocation
+	return s.before + rediskey.Tag(id) + "}", nil
 }
 
 // guardKey returns the key of the guard of the value at key; it is in the same slot, since it has the same hash tag.

@@ -30,6 +30,9 @@ func Tag(id string) string {
 // Escape percent-encodes the bytes of s that could be taken for structure: % { } : and everything below 0x21 or equal to 0x7f.
 // Other bytes, those beyond ASCII included, stay as they are.
 func Escape(s string) string {
+	if plain(s) {
+		return s // most strings, and no copy of them
+	}
 	const digits = "0123456789ABCDEF"
 	var b []byte
 	done := 0 // s up to here is in b
@@ -43,8 +46,8 @@ func Escape(s string) string {
 	return string(append(b, s[done:]...))
 }
 
-// Plain reports whether no byte of s needs to be escaped.
-func Plain(s string) bool {
+// plain reports whether no byte of s needs to be escaped.
+func plain(s string) bool {
 	for i := range len(s) {
 		if special(s[i]) {
 			return false
