@@ -159,7 +159,12 @@ func (c *Cache[K, V]) events() layers.Events {
 		},
 		Filter: func() { c.newFilter.Store(true); c.wake() },
 		Deaf:   func() { c.local.Deaf(); c.told(false) },
-		Hear:   func() { c.local.Hear(); c.told(true); c.wake() },
+		Hear: func() {
+			c.local.Hear()
+			c.flights.ForgetAll() // the event that revoked a load under way may be among those missed
+			c.told(true)
+			c.wake()
+		},
 		Lost:   c.lost,
 		Steady: c.loss.steady,
 		Tick:   c.wake,

@@ -373,6 +373,31 @@ func TestMissedEventIsNoticed(t *testing.T) {
 	})
 }
 
+// P5 of a load under way: 1 A's load reads the old row; 2 A's bus is cut; 3 the row changes, and B's event of it is missed; 4 A hears again:
+// a Get that begins now does not join the load of before.
+// Broken by: Hear without flights.ForgetAll.
+func TestGetAfterAGapDoesNotJoinALoadOfBefore(t *testing.T) {
+	onDoors(t, func(t *testing.T, client func(*testing.T, *door) redis.UniversalClient) {
+		s := newSource(map[string]string{"k": "old"})
+		o := lasting(redistest.Name(t), s)
+		var d door
+		a, b := openPeer(t, client(t, &d), o), openPeer(t, client(t, new(door)), o)
+		read, resume := s.holdRead(t, "k")
+		older := a.get(t.Context(), "k")
+		await(t, read, "A read the row")
+		a.deafen(t, &d, b.rdb)
+		s.write("k", "new")
+		require.NoError(t, b.Invalidate(t.Context(), "k"))
+		d.open()
+		eventually(t, a.hearing.Load, "the bus is back")
+		require.Zero(t, a.Stats().Events, "the event was missed")
+		requireGet(t, a, "k", "new") // while the older load stands
+		resume()
+		await(t, older, "the older Get")
+		requireGet(t, a, "k", "new")
+	})
+}
+
 // P6: "not found" is kept by both tiers under its own life, also for other processes, and is removed by Set, Announce and Invalidate.
 // Broken by: lives giving absent entries TTL instead of AbsentTTL.
 func TestNotFoundIsAResult(t *testing.T) {

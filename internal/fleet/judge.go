@@ -91,7 +91,7 @@ func (j *judge) judgeError(r *Read) {
 // waitedForOthers reports whether a read waited for as long as it may while other processes loaded its key: of what outlives a delete window,
 // or is absent over an announcement, nothing is stored, and the next to load may again be another.
 func (j *judge) waitedForOthers(r *Read) bool {
-	if r.End.At-r.Begin.At < j.Plan.LoadTime+j.Plan.LeaseTime {
+	if !j.waitedItOut(r) {
 		return false
 	}
 	for _, l := range j.History.Loads {
@@ -100,6 +100,18 @@ func (j *judge) waitedForOthers(r *Read) bool {
 		}
 	}
 	return false
+}
+
+// waitedItOut reports whether a read ended with the bound of its flight, which it began itself or joined.
+func (j *judge) waitedItOut(r *Read) bool {
+	bound := j.Plan.LoadTime + j.Plan.LeaseTime
+	for _, first := range j.History.Reads {
+		if first.Process == r.Process && first.Key == r.Key && !r.Begin.before(first.Begin) &&
+			first.Begin.At <= r.End.At-bound && first.Begin.At >= r.End.At-bound-j.Plan.Tiny {
+			return true
+		}
+	}
+	return r.End.At-r.Begin.At >= bound
 }
 
 // disturbed reports whether any process's calls, connections or life were troubled.
@@ -360,7 +372,13 @@ func (j *judge) reason(a, b *Load) bool {
 		}
 	}
 	for _, r := range j.History.Reads {
-		if r.Way == Refreshed && r.Key == a.Key && r.Begin.At <= to && r.End.At >= to {
+		if r.Way != Refreshed || r.Key != a.Key || r.Begin.At > to {
+			continue
+		}
+		if r.End.At >= to {
+			return true
+		}
+		if r.Absent && r.End.At+j.Plan.Window >= from { // what it could not replace it deleted, and what is loaded in that window ends with it
 			return true
 		}
 	}

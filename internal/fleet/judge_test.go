@@ -122,6 +122,19 @@ func TestJudgeFindsWhatIsBrokenAndNothingElse(t *testing.T) {
 			read := r.got(1, 5000, 0, "")
 			read.Begin, read.Err = at(50), &tiercache.LoadError{Key: "k", Err: context.DeadlineExceeded}
 		}, ""},
+		"joined a flight that had waited for another's load": {func(r *record) {
+			r.load(2, 60, 800, 0)
+			bound := r.plan.LoadTime + r.plan.LeaseTime
+			for _, began := range []int64{50, 55} {
+				read := r.got(1, 50+bound.Milliseconds()-1, 0, "")
+				read.Begin, read.Err = at(began), &tiercache.LoadError{Key: "k", Err: context.DeadlineExceeded}
+			}
+		}, ""},
+		"P7: waited for less than its bound": {func(r *record) {
+			r.load(2, 60, 800, 0)
+			read := r.got(1, 700, 0, "")
+			read.Begin, read.Err = at(55), &tiercache.LoadError{Key: "k", Err: context.DeadlineExceeded}
+		}, "P7"},
 		"P10: a value that nobody gave":      {func(r *record) { r.load(1, 10, 20, 0); r.got(1, 50, 3, "L1") }, "P10"},
 		"P10: a value of no load":            {func(r *record) { r.got(1, 50, 0, "L7") }, "P10"},
 		"P13: an answer beyond its life":     {func(r *record) { r.load(1, 10, 20, 0); r.got(1, 61_000, 0, "L1") }, "P13"},
@@ -138,6 +151,14 @@ func TestJudgeFindsWhatIsBrokenAndNothingElse(t *testing.T) {
 		"loaded again after a failure":       {func(r *record) { r.load(1, 10, 20, 0).Failed = true; r.load(2, 30, 40, 0) }, ""},
 		"loaded again after an invalidation": {func(r *record) { r.load(1, 10, 20, 0); r.wrote(Invalidated, 22, 25, 0); r.load(2, 30, 40, 0) }, ""},
 		"loaded again after its window":      {func(r *record) { r.wrote(Invalidated, 1, 3, 0); r.load(1, 60, 70, 0); r.load(2, 310, 320, 0) }, ""},
+		"loaded again after the window of a Refresh that found nothing": {func(r *record) {
+			r.commit(5, true)
+			r.load(1, 10, 20, 1)
+			r.gotAbsent(1, 21)
+			r.Reads[0].Way, r.Reads[0].Begin = Refreshed, at(9)
+			r.load(2, 60, 70, 1)
+			r.load(2, 310, 320, 1)
+		}, ""},
 		"P1: loaded again within its window": {func(r *record) { r.wrote(Invalidated, 1, 3, 0); r.load(1, 60, 70, 0); r.load(2, 200, 220, 0) }, "P1"},
 		"loaded again while calls fail":      {func(r *record) { r.load(1, 10, 20, 0); r.load(2, 30, 40, 0); r.trouble(TroubleCalls, 2, 25, 35) }, ""},
 	} {
