@@ -138,6 +138,7 @@ type History struct {
 	Loads    []*Load
 	Writes   []*Write
 	Reads    []*Read
+	Left     []*Read // of callers who did not stay for the answer
 	Troubles []Trouble
 	Notes    []Note       // for the story only
 	Breaches []Breach     // what the run itself saw to be wrong: a key without expiry, a queue that stays full
@@ -203,6 +204,14 @@ func (h *History) read(r Read) {
 	defer h.mu.Unlock()
 	r.End = h.nowLocked()
 	h.Reads = append(h.Reads, &r)
+}
+
+// left records a caller who did not wait for the answer.
+func (h *History) left(r Read) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	r.End = h.nowLocked()
+	h.Left = append(h.Left, &r)
 }
 
 // trouble records a trouble. Call it when it begins: what is recorded later may be judged without it.

@@ -102,12 +102,12 @@ func (j *judge) waitedForOthers(r *Read) bool {
 	return false
 }
 
-// waitedItOut reports whether a read ended with the bound of its flight, which it began itself or joined.
+// waitedItOut reports whether a read ended with the bound of its flight, which it began itself or joined; whoever began it may have left.
 func (j *judge) waitedItOut(r *Read) bool {
 	bound := j.Plan.LoadTime + j.Plan.LeaseTime
-	for _, first := range j.History.Reads {
+	for _, first := range slices.Concat(j.History.Reads, j.History.Left) {
 		if first.Process == r.Process && first.Key == r.Key && !r.Begin.before(first.Begin) &&
-			first.Begin.At <= r.End.At-bound && first.Begin.At >= r.End.At-bound-j.Plan.Tiny {
+			first.Begin.At <= r.End.At-bound && first.Begin.At >= r.End.At-bound-5*farthest {
 			return true
 		}
 	}
@@ -118,6 +118,9 @@ func (j *judge) waitedItOut(r *Read) bool {
 func (j *judge) disturbed(from, to time.Duration) bool {
 	return j.troubled(TroubleCalls, 0, "", from, to) || j.troubled(TroubleCut, 0, "", from, to) || j.troubled(TroubleDeath, 0, "", from, to)
 }
+
+// beat is how often a process asks Redis for the generation.
+const beat = time.Second
 
 // backOff is how long a failing key rests at most after the failure.
 const backOff = time.Second
@@ -200,6 +203,8 @@ func (j *judge) knows(r *Read, w *Write) bool {
 		return r.Last && !j.History.Dead[w.Process]
 	case r.Way == Stored || r.Last:
 		return w.End.before(r.Begin)
+	case w.Kind == Cleared && j.troubled(TroubleCut, r.Process, "", w.Begin.At, r.End.At):
+		return r.Begin.At > w.End.At+beat+j.Plan.Event+j.Plan.Tiny // what Redis has of before looks good until the generation is asked for
 	case j.Plan.Event > 0 && !j.impaired(r, w):
 		return r.Begin.At > w.End.At+j.Plan.Event+j.Plan.Tiny
 	}

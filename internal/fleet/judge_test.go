@@ -89,11 +89,21 @@ func TestJudgeFindsWhatIsBrokenAndNothingElse(t *testing.T) {
 			oldAnswer(r, 2, 1000)
 			r.trouble(TroubleBus, 2, 0, 5000)
 		}, "P2"},
-		"another process, the write is pending":    {func(r *record) { oldAnswer(r, 2, 50); r.Writes[0].Ack = Pending }, ""},
-		"P2: pending, and the fleet is at rest":    {func(r *record) { oldAnswer(r, 2, 900).Last = true; r.Writes[0].Ack = Pending }, "P2"},
-		"pending, and its process died":            {func(r *record) { oldAnswer(r, 2, 900).Last = true; r.Writes[0].Ack = Pending; r.Dead[1] = true }, ""},
-		"P2: an older value stands in Redis":       {func(r *record) { oldAnswer(r, 0, 50).Way = Stored }, "P2"},
-		"P2: an older value after a Clear":         {func(r *record) { oldAnswer(r, 1, 50); r.Writes[0].Kind, r.Writes[0].Key = Cleared, "" }, "P2"},
+		"another process, the write is pending": {func(r *record) { oldAnswer(r, 2, 50); r.Writes[0].Ack = Pending }, ""},
+		"P2: pending, and the fleet is at rest": {func(r *record) { oldAnswer(r, 2, 900).Last = true; r.Writes[0].Ack = Pending }, "P2"},
+		"pending, and its process died":         {func(r *record) { oldAnswer(r, 2, 900).Last = true; r.Writes[0].Ack = Pending; r.Dead[1] = true }, ""},
+		"P2: an older value stands in Redis":    {func(r *record) { oldAnswer(r, 0, 50).Way = Stored }, "P2"},
+		"P2: an older value after a Clear":      {func(r *record) { oldAnswer(r, 1, 50); r.Writes[0].Kind, r.Writes[0].Key = Cleared, "" }, "P2"},
+		"cleared while another process's bus is cut": {func(r *record) {
+			oldAnswer(r, 2, 900)
+			r.Writes[0].Kind, r.Writes[0].Key = Cleared, ""
+			r.trouble(TroubleCut, 2, 30, 5000)
+		}, ""},
+		"P2: cleared, the bus cut, and a beat has passed": {func(r *record) {
+			oldAnswer(r, 2, 1200)
+			r.Writes[0].Kind, r.Writes[0].Key = Cleared, ""
+			r.trouble(TroubleCut, 2, 30, 5000)
+		}, "P2"},
 		"P3: an answer of an older flight":         {func(r *record) { oldAnswer(r, 1, 50); r.Loads[0].End = at(51); r.Reads[0].End = at(52) }, "P3"},
 		"P2: lagging row beyond window and lag":    {func(r *record) { lagging(r, 800) }, "P2"},
 		"lagging row within window and lag":        {func(r *record) { lagging(r, 400) }, ""},
@@ -129,6 +139,12 @@ func TestJudgeFindsWhatIsBrokenAndNothingElse(t *testing.T) {
 				read := r.got(1, 50+bound.Milliseconds()-1, 0, "")
 				read.Begin, read.Err = at(began), &tiercache.LoadError{Key: "k", Err: context.DeadlineExceeded}
 			}
+		}, ""},
+		"joined the flight of one who left": {func(r *record) {
+			r.load(2, 60, 800, 0)
+			read := r.got(1, 50+(r.plan.LoadTime+r.plan.LeaseTime).Milliseconds()-1, 0, "")
+			read.Begin, read.Err = at(300), &tiercache.LoadError{Key: "k", Err: context.DeadlineExceeded}
+			r.Left = append(r.Left, &Read{Way: Asked, Process: 1, Key: "k", Begin: at(50), End: at(70)})
 		}, ""},
 		"P7: waited for less than its bound": {func(r *record) {
 			r.load(2, 60, 800, 0)

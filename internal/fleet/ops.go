@@ -62,7 +62,8 @@ func (r *run) get(p *process, o Op) {
 	}
 	var load *tiercache.LoadError
 	if ctx.Err() != nil && errors.Is(err, ctx.Err()) && !errors.As(err, &load) {
-		return // it has left
+		r.h.left(read)
+		return
 	}
 	r.answered(p, read, e.Value, err)
 }
