@@ -12,7 +12,7 @@ import (
 
 // Get returns the value of key: from memory, else from Redis, else from the source, which is asked once for all who wait.
 //
-// It returns ErrNotFound where the source has no such row; a *LoadError where the source could not be asked and nothing stale was at
+// It returns ErrNotFound where the source has no such row, together with ErrInvalidKey where ValidKey refused the key; a *LoadError where the source could not be asked and nothing stale was at
 // hand; ctx's error when ctx ends first (the work goes on and is kept); ErrClosed after Close. Redis errors are never returned: they
 // are counted, told to Hooks and lived with. A fresh value in memory is answered even if ctx has ended, without an allocation.
 //
@@ -50,7 +50,9 @@ func (c *Cache[K, V]) Get(ctx context.Context, key K) (V, error) {
 // A hit in Redis is the path that counts: one answer is handed down it, since every copy would be another touch of cold memory.
 func (c *Cache[K, V]) get(ctx context.Context, key K, a *answer[V]) error {
 	id, err := c.enter(ctx, key)
-	if err != nil {
+	if errors.Is(err, ErrInvalidKey) {
+		return errNoSuchKey
+	} else if err != nil {
 		return err
 	}
 	if c.fromMemory(ctx, key, id, a) { // 1

@@ -85,6 +85,10 @@
 // A key's identity in every tier is its string form: Options.KeyString; else strings and integers by kind (their String method is ignored);
 // else encoding.TextMarshaler; else fmt.Stringer, which must tell different keys apart. Other types are an error of New.
 //
+// Options.ValidKey refuses keys that no row can have (an id below one, a text that is no UUID) before anything is looked up: reads answer
+// ErrNotFound and ErrInvalidKey in one error, GetMany leaves them out, Refresh and writes return ErrInvalidKey and do nothing. Get asks it
+// only where memory has no fresh answer. It is called concurrently, must answer the same key alike and not block; a key it panics on passes.
+//
 // # Values
 //
 // What a loader or Set gives is shared by all callers and by memory: it must not be changed, or Options.Clone be given. A nil pointer, an

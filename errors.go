@@ -36,6 +36,10 @@ var (
 	// It comes inside a *LoadError; the pause is a second at most.
 	ErrBackingOff = errors.New("tiercache: backing off after failed loads")
 
+	// ErrInvalidKey says that Options.ValidKey refused the key: nothing was looked up or written. Reads return it together with
+	// ErrNotFound: errors.Is finds both. GetMany leaves such keys out as it does rows that do not exist.
+	ErrInvalidKey = errors.New("tiercache: invalid key")
+
 	// ErrNilContext is returned by calls that were given a nil context.
 	ErrNilContext = errors.New("tiercache: nil context")
 )

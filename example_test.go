@@ -579,3 +579,21 @@ func ExampleStats() {
 	// database: read 1
 	// answered from memory: 0.75
 }
+
+func ExampleErrInvalidKey() {
+	ctx := context.Background()
+	users, err := tiercache.New(tiercache.Options[int, string]{
+		Name:     "users",
+		ValidKey: func(id int) bool { return id > 0 },
+		Load:     func(context.Context, int) (string, error) { return "Ann", nil },
+	})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer func() { _ = users.Close() }()
+
+	_, err = users.Get(ctx, -1) // neither Redis nor the source is asked
+	fmt.Println(errors.Is(err, tiercache.ErrNotFound), errors.Is(err, tiercache.ErrInvalidKey), users.Stats().Loads)
+	// Output: true true 0
+}

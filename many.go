@@ -8,14 +8,18 @@ import (
 	"github.com/tiercache/tiercache/rebuild"
 )
 
-// GetMany returns the values of those keys that exist. Keys that do not exist are in neither the map nor the error; each key that could
+// GetMany returns the values of those keys that exist. Keys that do not exist, or that ValidKey refuses, are in neither the map nor the error; each key that could
 // not be had is a *LoadError in the error, joined, and the map holds the rest. Duplicates are asked for once, no keys give an empty map.
 //
 // All keys that memory lacks share one round trip to Redis, all that Redis lacks one call of LoadMany (at most 1,000 keys each), or, where
 // there is only Load, at most 16 loads at a time. Keys that someone else rebuilds are waited for. When ctx ends, what is there is returned
 // with ctx's error.
 func (c *Cache[K, V]) GetMany(ctx context.Context, keys []K) (map[K]V, error) {
-	ids, err := c.enterMany(ctx, keys)
+	if err := c.usable(ctx); err != nil {
+		return nil, err
+	}
+	keys = c.admitted(keys)
+	ids, err := c.forms(keys)
 	if err != nil {
 		return nil, err
 	}

@@ -303,6 +303,9 @@ func (c *Cache[K, V]) enter(ctx context.Context, key K) (string, error) {
 	if err := c.usable(ctx); err != nil {
 		return "", err
 	}
+	if !c.admits(key) {
+		return "", ErrInvalidKey
+	}
 	return c.keys.id(key)
 }
 
@@ -311,6 +314,14 @@ func (c *Cache[K, V]) enterMany(ctx context.Context, keys []K) ([]string, error)
 	if err := c.usable(ctx); err != nil {
 		return nil, err
 	}
+	if len(c.admitted(keys)) < len(keys) {
+		return nil, ErrInvalidKey
+	}
+	return c.forms(keys)
+}
+
+// forms returns the string forms of keys, and the errors of those that have none.
+func (c *Cache[K, V]) forms(keys []K) ([]string, error) {
 	ids := make([]string, len(keys))
 	var errs []error
 	for i, key := range keys {

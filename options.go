@@ -55,6 +55,7 @@ type Options[K comparable, V any] struct {
 	Codec     layers.Codec           // layers.Raw for string and []byte values, else layers.JSON
 	Schema    uint16                 // number of V's shape: an entry of another number in Redis is a miss
 	KeyString func(K) string         // the string form of a key, its identity in every tier; see the package comment
+	ValidKey  func(K) bool           // whether a key can exist at all; see the package comment; nil: every key can
 	Clone     func(V) V              // copies a value on its way into memory and out to each caller; nil: values are shared
 	Hooks     *Hooks                 // told what happens; nil: nobody is
 	Logger    *slog.Logger           // slog.Default()
@@ -161,6 +162,7 @@ func (o Options[K, V]) withDefaults() (Options[K, V], error) {
 		o.Logger = slog.Default()
 	}
 	o.Hooks = o.Hooks.guarded(o.Logger, o.Name)
+	o.ValidKey = guardedValidKey(o.ValidKey, o.Logger, o.Name)
 	o.throughFleetGate()
 	return o, errors.Join(bad...)
 }

@@ -7,12 +7,13 @@ import (
 
 // Stats are the counts of one cache since New; the last group are gauges of this moment. Reading them costs a few dozen atomic loads.
 type Stats struct {
-	MemoryHits uint64 // answered from memory, fresh
-	SharedHits uint64 // answered from Redis, fresh
-	AbsentHits uint64 // "not found" answered from memory or Redis
-	Filtered   uint64 // "not found" answered by the filter
-	Misses     uint64 // neither tier had an answer
-	Coalesced  uint64 // callers that waited for another caller's rebuild
+	MemoryHits  uint64 // answered from memory, fresh
+	SharedHits  uint64 // answered from Redis, fresh
+	AbsentHits  uint64 // "not found" answered from memory or Redis
+	Filtered    uint64 // "not found" answered by the filter
+	InvalidKeys uint64 // refused by ValidKey, of whatever call
+	Misses      uint64 // neither tier had an answer
+	Coalesced   uint64 // callers that waited for another caller's rebuild
 
 	Loads        uint64 // calls of the loader; one LoadMany call counts once
 	LoadedKeys   uint64 // keys asked of the loader
@@ -53,7 +54,7 @@ type counters struct {
 	memoryHits striped
 	sharedHits striped // of many callers at once: what one batch brought
 
-	absentHits, filtered, misses, coalesced                                  atomic.Uint64
+	absentHits, filtered, invalidKeys, misses, coalesced                     atomic.Uint64
 	loads, loadedKeys, loadErrors, loadPanics, loadsRefused                  atomic.Uint64
 	staleServed, staleErrors, shed, backOffs                                 atomic.Uint64
 	sharedErrors, encodeErrors, decodeErrors, busGaps, invalidations, events atomic.Uint64
@@ -85,7 +86,7 @@ func (c *Cache[K, V]) Stats() Stats {
 	n := &c.count
 	s := Stats{
 		MemoryHits: n.memoryHits.load(), SharedHits: n.sharedHits.load(), AbsentHits: n.absentHits.Load(),
-		Filtered: n.filtered.Load(), Misses: n.misses.Load(), Coalesced: n.coalesced.Load(),
+		Filtered: n.filtered.Load(), InvalidKeys: n.invalidKeys.Load(), Misses: n.misses.Load(), Coalesced: n.coalesced.Load(),
 		Loads: n.loads.Load(), LoadedKeys: n.loadedKeys.Load(), LoadErrors: n.loadErrors.Load(), LoadPanics: n.loadPanics.Load(),
 		LoadsRefused: n.loadsRefused.Load(), StaleServed: n.staleServed.Load(), StaleErrors: n.staleErrors.Load(),
 		Shed: n.shed.Load(), BackOffs: n.backOffs.Load(),
