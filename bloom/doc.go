@@ -6,6 +6,10 @@
 // for the other processes, brought up to date from the announcements' stream. Its one rule: a filter that is not built, behind,
 // damaged or of unknown origin lets everything pass. "Absent" is said only by a structure that is not in doubt.
 //
+// [Segmented] is the layout of a filter whose bits are in Redis, for key sets too big for every process: which bits a key has, and what
+// Redis' answer means. A segment that is missing, incomplete, damaged or another filter's means unknown, never absent. It does no network, and
+// the cache does not use it: Options.Filter there is always a filter in each process.
+//
 // # Why readers need no lock
 //
 // The bits of a published filter never change. What was added since stands in a small table of keyed hashes next to it; when the

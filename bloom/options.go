@@ -33,8 +33,19 @@ type Options struct {
 // Enabled reports whether o asks for a filter at all.
 func (o Options) Enabled() bool { return o != Options{} }
 
-// check returns o with its defaults and all of its mistakes in one error.
+// check returns o with its defaults and all of its mistakes in one error, for a filter in this process.
 func (o Options) check() (Options, error) {
+	o, mistakes := o.checked()
+	// In floats first: the library computes in uint, which an absurd capacity overflows.
+	if bits := -float64(o.Capacity) * math.Log(o.FalsePositiveRate) / (math.Ln2 * math.Ln2); bits > maxBytes*8 {
+		mistakes = append(mistakes, fmt.Errorf("bloom: Capacity %d at FalsePositiveRate %v needs %.0f MiB in every process, more than the %d MiB a filter may have",
+			o.Capacity, o.FalsePositiveRate, bits/8/(1<<20), maxBytes>>20))
+	}
+	return o, errors.Join(mistakes...)
+}
+
+// checked returns o with its defaults, also where a field is wrong, and the mistakes that no form of filter allows.
+func (o Options) checked() (Options, []error) {
 	var mistakes []error
 	if o.Capacity == 0 {
 		mistakes = append(mistakes, errors.New("bloom: Capacity must be the number of rows expected, at least 1"))
@@ -42,17 +53,11 @@ func (o Options) check() (Options, error) {
 	if o.FalsePositiveRate == 0 {
 		o.FalsePositiveRate = defaultRate
 	}
-	rate := o.FalsePositiveRate
-	if !(rate >= minRate && rate < 1) { // so written that NaN is a mistake too
+	if rate := o.FalsePositiveRate; !(rate >= minRate && rate < 1) { // so written that NaN is a mistake too
 		mistakes = append(mistakes, fmt.Errorf("bloom: FalsePositiveRate %v is not in [%v,1)", rate, minRate))
-		rate = defaultRate
+		o.FalsePositiveRate = defaultRate
 	}
-	// In floats first: the library computes in uint, which an absurd capacity overflows.
-	if bits := -float64(o.Capacity) * math.Log(rate) / (math.Ln2 * math.Ln2); bits > maxBytes*8 {
-		mistakes = append(mistakes, fmt.Errorf("bloom: Capacity %d at FalsePositiveRate %v needs %.0f MiB in every process, more than the %d MiB a filter may have",
-			o.Capacity, rate, bits/8/(1<<20), maxBytes>>20))
-	}
-	return o, errors.Join(mistakes...)
+	return o, mistakes
 }
 
 // bits allocates the library's filter for o, which was checked.
