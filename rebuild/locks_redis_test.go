@@ -145,6 +145,61 @@ func awaitQueue(t *testing.T, b *lockbook, name string) {
 	}, soon, time.Millisecond)
 }
 
+// Property: on a real server, a name that is waited for and handed over costs commands by processes: forty callers of a process send what one
+// does, two processes send it each. Time that passes meanwhile costs a poll a second and process.
+// Broken by: obtain, `!b.ordered && !b.first(w)`.
+func TestRedisCommandsGrowWithProcessesNotWaiters(t *testing.T) {
+	const ofOne = 8 // a process's commands: to take a place, to be told, to be granted the lease; some are repeated
+	onRedis(t, func(t *testing.T, client func() redis.UniversalClient) {
+		for _, c := range []struct{ processes, waiters int }{{1, 1}, {1, 40}, {2, 20}} {
+			prefix := redistest.Name(t)
+			holder := redisMutex(t, client(), MutexOptions{Prefix: prefix})
+			l := mustLock(t, holder.Lock, "n")
+			ctx, cancel := context.WithCancel(t.Context())
+			began := time.Now()
+			granted := make(chan *Lease, c.processes*c.waiters)
+			var all sync.WaitGroup
+			var sent []*redistest.Counter
+			for range c.processes {
+				rdb := client()
+				m := redisMutex(t, rdb, MutexOptions{Prefix: prefix})
+				sent = append(sent, redistest.Count(rdb))
+				for range c.waiters {
+					all.Go(func() {
+						if l, err := m.Lock(ctx, "n"); err == nil {
+							granted <- l
+						}
+					})
+				}
+				awaitQueue(t, m.book, "n")
+				awaitWaiters(t, m.book, "n", c.waiters)
+			}
+			require.NoError(t, l.Unlock(t.Context()))
+			l = <-granted
+			total := 0
+			for _, n := range sent {
+				total += n.Sent("eval", "evalsha")
+			}
+			polls := 2 * c.processes * int(time.Since(began)/refreshTime+1)
+			require.LessOrEqual(t, total, ofOne*c.processes+polls, "scripts of %d processes with %d waiters each", c.processes, c.waiters)
+			cancel()
+			all.Wait()
+			require.NoError(t, l.Unlock(t.Context()))
+		}
+	})
+}
+
+// awaitWaiters blocks until so many callers of a process wait for name.
+func awaitWaiters(t *testing.T, b *lockbook, name string, n int) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		q := b.queues[name]
+		return q != nil && q.waiters.Len() == n
+	}, soon, time.Millisecond)
+}
+
 // Property: on a real server, fair: those who wait have the lock in the order of their entry, over processes.
 // Broken by: claim, Ordered: b.ordered.
 func TestRedisFairLockIsGrantedInOrder(t *testing.T) {
