@@ -16,6 +16,7 @@ FUZZTIME ?= 10s
 RUNS     ?= 10000
 SEED     ?= $(shell date +%s)
 REAL     ?= 20
+FAILOVERS ?= 5
 COUNT    ?= 10
 STORM    ?= 10s
 
@@ -44,8 +45,8 @@ integration: redis ## the same on real Redis only: nothing may be skipped or imi
 fuzz: ## each fuzz test for FUZZTIME (10s)
 	@sh scripts/fuzz.sh $(FUZZTIME)
 
-fleet: redis ## RUNS (10000) random runs of a fleet in virtual time, from SEED (drawn) on, then REAL (20) of them on real servers
-	TIERCACHE_FLEET_RUNS=$(RUNS) TIERCACHE_FLEET_SEED=$(SEED) TIERCACHE_FLEET_REAL=$(REAL) \
+fleet: redis ## RUNS (10000) random runs of a fleet in virtual time, from SEED (drawn) on, then REAL (20) of them on a real server and FAILOVERS (5) each under sentinels and in a cluster
+	TIERCACHE_FLEET_RUNS=$(RUNS) TIERCACHE_FLEET_SEED=$(SEED) TIERCACHE_FLEET_REAL=$(REAL) TIERCACHE_FLEET_FAILOVERS=$(FAILOVERS) \
 		go test -count=1 -timeout 0 -run '^TestFleet' -v ./internal/fleet
 
 storm: redis ## each fault of docs/operations.md for STORM (10s) under 200 callers, and its table

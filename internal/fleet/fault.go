@@ -28,6 +28,9 @@ const (
 	FaultNoGuard   FaultKind = "evict guard" // a guard goes
 	FaultDeath     FaultKind = "death"       // a process dies; another takes its place
 	FaultSource    FaultKind = "source"      // loads of a key fail
+	FaultFailover  FaultKind = "failover"    // a master dies, its replica takes its place
+	FaultHandOver  FaultKind = "hand-over"   // a master gives way to its replica
+	FaultMove      FaultKind = "move"        // a slot moves to another master
 )
 
 // Fault is one fault of a plan.
@@ -68,10 +71,12 @@ var errSource = errors.New("fleet: the source fails")
 
 // settles is how long the library may take to have got over a fault of the network, once that is over: a probe a second, and a dial with its
 // greeting. hears is how long it may take to notice that it did not hear: two heartbeats of silence, or a beat every five and one for the gap.
-// Both with some round trips more.
+// Both with some round trips more. notices is how long after a failover what it took back is invalidated again: by the second heartbeat that
+// reaches the new master, for which a client may have to be told of it first.
 const (
 	settles = 2500 * time.Millisecond
 	hears   = 8 * time.Second
+	notices = 8 * time.Second
 )
 
 // drawFaults draws what goes wrong; in a third of the runs nothing does.
@@ -178,6 +183,13 @@ func (p *Plan) disturbs(f Fault, process int) []Trouble {
 			key = ""
 		}
 		return []Trouble{over(TroubleSource, 0, key, p.LoadTime)}
+	case FaultFailover, FaultHandOver: // by sentinels a hand-over loses what the old master took meanwhile
+		return []Trouble{
+			over(TroubleGuard, 0, "", settles), over(TroubleValue, 0, "", settles), over(TroubleCalls, 0, "", settles), over(TroubleCut, 0, "", settles),
+			over(TroubleBack, 0, "", notices),
+		}
+	case FaultMove:
+		return []Trouble{over(TroubleCalls, 0, "", settles), over(TroubleCut, 0, "", settles)}
 	case FaultNoScripts:
 	}
 	return nil
@@ -187,18 +199,34 @@ func (p *Plan) disturbs(f Fault, process int) []Trouble {
 func (r *run) befall(f Fault) {
 	time.Sleep(f.At)
 	p := r.in(f.Slot)
-	for _, t := range r.plan.troubles(f, p.number) {
-		r.h.trouble(t)
+	tell := func() {
+		for _, t := range r.plan.troubles(f, p.number) {
+			r.h.trouble(t)
+		}
+	}
+	switch f.Kind {
+	case FaultFailover, FaultHandOver, FaultMove: // they take as long as they take
+		f.At = r.h.Now().At
+		r.strike(f)
+		f.For = r.h.Now().At - f.At
+		tell()
+		return
+	default:
+		tell()
 	}
 	switch f.Kind {
 	case FaultSource: // the loads look it up
 	case FaultDeath:
 		r.kill(f)
 	default:
-		heal := r.site.strike(f, r.key(f.Key))
-		time.Sleep(f.For)
-		heal()
+		r.strike(f)
 	}
+}
+
+func (r *run) strike(f Fault) {
+	heal := r.site.strike(f, r.key(f.Key))
+	time.Sleep(f.For)
+	heal()
 }
 
 // kill ends a process as a crash does: nothing of it reaches anybody any more. After a while another takes its place.

@@ -11,9 +11,10 @@ import (
 
 // What an ordinary `go test` plays; `make fleet` plays more. Chosen: some seconds.
 const (
-	usualRuns = 120
-	usualReal = 4
-	atOnce    = 4 // real runs, which mostly wait
+	usualRuns      = 120
+	usualReal      = 4
+	usualFailovers = 1 // of each kind
+	atOnce         = 4 // real runs, which mostly wait
 )
 
 // setting is a number from the environment, or what is usual.
@@ -60,9 +61,32 @@ func TestFleetKeepsItsPromises(t *testing.T) {
 // Broken by: the same.
 func TestFleetKeepsItsPromisesOnRealServers(t *testing.T) {
 	runs, seed := setting(t, "TIERCACHE_FLEET_REAL", usualReal), setting(t, "TIERCACHE_FLEET_SEED", 1)
-	play := func(t *testing.T, seed uint64) (v *Verdict) {
+	for w := range atOnce {
+		t.Run(fmt.Sprintf("worker %d of %d", w+1, atOnce), func(t *testing.T) {
+			t.Parallel()
+			share(t, apart(Real), w, atOnce, seed, runs)
+		})
+	}
+}
+
+// Property: the same on servers with replicas: a master is killed or gives way, under sentinels and in a cluster, where slots move too.
+// TIERCACHE_FLEET_FAILOVERS runs of each kind are played.
+// Broken by: each rule of internal/broken; tookBack false, and replay left out.
+func TestFleetKeepsItsPromisesThroughFailovers(t *testing.T) {
+	runs, seed := setting(t, "TIERCACHE_FLEET_FAILOVERS", usualFailovers), setting(t, "TIERCACHE_FLEET_SEED", 1)
+	for name, play := range map[string]func(*testing.T, uint64) *Verdict{"sentinels": Sentinels, "cluster": Cluster} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			share(t, apart(play), 0, 1, seed, runs)
+		})
+	}
+}
+
+// apart plays each run as a test of its own, so that its servers end with it.
+func apart(play func(*testing.T, uint64) *Verdict) func(*testing.T, uint64) *Verdict {
+	return func(t *testing.T, seed uint64) (v *Verdict) {
 		t.Helper()
-		t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) { v = Real(t, seed) }) // its server ends with it
+		t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) { v = play(t, seed) })
 		switch {
 		case v != nil:
 		case t.Failed():
@@ -71,11 +95,5 @@ func TestFleetKeepsItsPromisesOnRealServers(t *testing.T) {
 			t.SkipNow() // as the run itself was
 		}
 		return v
-	}
-	for w := range atOnce {
-		t.Run(fmt.Sprintf("worker %d of %d", w+1, atOnce), func(t *testing.T) {
-			t.Parallel()
-			share(t, play, w, atOnce, seed, runs)
-		})
 	}
 }

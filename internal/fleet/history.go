@@ -115,6 +115,7 @@ const (
 	TroubleTurns  = "turns"  // reads come back to Redis key by key: until its turn a key is loaded once a process
 	TroubleBus    = "bus"    // events are lost, or late, and nothing says so
 	TroubleCut    = "cut"    // the connections were closed
+	TroubleBack   = "back"   // what was acknowledged was taken back, and whose it was may not have noticed yet
 	TroubleGuard  = "guard"  // a guard is gone, or all data is
 	TroubleValue  = "value"  // a value is gone
 	TroubleSource = "source" // loads fail or take too long

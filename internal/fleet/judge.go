@@ -168,8 +168,8 @@ func number(by string, kind byte) int {
 
 // judgeAge: an answer is not older than a write that its process must know of (P2, P3, P6), nor than one whose process died (P4).
 func (j *judge) judgeAge(r *Read, w *Write) {
-	if w.Kind == Announced && !r.Absent {
-		return // it is about "absent" only
+	if w.Kind == Announced && !r.Absent || j.tookBack(r, w) { // an announcement is about "absent" only
+		return
 	}
 	switch {
 	case j.knows(r, w):
@@ -189,6 +189,12 @@ func (j *judge) judgeAge(r *Read, w *Write) {
 			j.breach("P4", r.Key, "%v: older than %v, more than window and lag after its commit", r, w)
 		}
 	}
+}
+
+// tookBack reports whether a failover may have taken a write back: until its process has noticed, or for good if that has died.
+func (j *judge) tookBack(r *Read, w *Write) bool {
+	return j.troubled(TroubleBack, 0, "", r.Begin.At, r.End.At) ||
+		j.History.Dead[w.Process] && j.troubled(TroubleBack, 0, "", w.Begin.At, r.End.At)
 }
 
 // knows reports whether the process that was asked must know of a write: its own once the call returned, nil or error; another's once the

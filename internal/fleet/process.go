@@ -16,7 +16,7 @@ import (
 // process is one process of the fleet: a client, a shared tier, a memory and a cache of its own.
 type process struct {
 	number int // unlike that of any other of the run
-	rdb    *redis.Client
+	rdb    redis.UniversalClient
 	shared *layers.Redis
 	cache  *tiercache.Cache[string, string]
 	hears  atomic.Bool     // the bus
@@ -28,7 +28,7 @@ type process struct {
 }
 
 // openProcess opens a process on rdb, which is closed with it; before is called when that begins.
-func openProcess(rdb *redis.Client, before func(), budgets layers.RedisOptions, o tiercache.Options[string, string]) (*process, error) {
+func openProcess(rdb redis.UniversalClient, before func(), budgets layers.RedisOptions, o tiercache.Options[string, string]) (*process, error) {
 	p := &process{rdb: rdb, before: before}
 	p.ctx, p.die = context.WithCancel(context.Background())
 	quiet := slog.New(slog.DiscardHandler)

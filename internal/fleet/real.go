@@ -20,26 +20,38 @@ import (
 // Real plays a seed's plan on a real server of its own, in real time, and returns what was broken.
 func Real(t *testing.T, seed uint64) *Verdict {
 	t.Helper()
-	plan := NewPlan(seed, realPace)
-	s := &realSite{
-		plan: plan, server: redistest.Start(t), slots: make([]*realSlot, plan.Processes), ctx: t.Context(),
-	}
-	s.rdb = s.server.Client(t)
-	h, err := play(plan, s, redistest.Name(t))
+	return playOn(t, NewPlan(seed, realPace), newLoneServer(t))
+}
+
+// playOn plays a plan on servers in real time.
+func playOn(t *testing.T, plan *Plan, on servers) *Verdict {
+	t.Helper()
+	h, err := play(plan, &realSite{plan: plan, servers: on, slots: make([]*realSlot, plan.Processes)}, redistest.Name(t))
 	if err != nil {
-		t.Fatalf("seed %d: %v", seed, err)
+		t.Fatalf("seed %d: %v", plan.Seed, err)
 	}
 	return Judge(plan, h)
 }
 
-// realSite is the site on a real server.
-type realSite struct {
-	plan   *Plan
-	server *redistest.Server
-	rdb    *redis.Client   // the tester's own
-	ctx    context.Context //nolint:containedctx // the test's
+// dialer makes the connections of one process.
+type dialer = func(ctx context.Context, network, addr string) (net.Conn, error)
 
-	struck sync.Mutex // by one fault of the server at a time
+// servers are the servers of a run.
+type servers interface {
+	// client returns a process's client; with heed it lets no call hang for longer than its context.
+	client(dial dialer, heed bool) redis.UniversalClient
+	// strike makes a fault of the servers happen; key is the value key that it befalls.
+	strike(f Fault, key string) (heal func())
+	// each calls f with a client of each master.
+	each(f func(ctx context.Context, master *redis.Client))
+}
+
+// realSite is the site on real servers.
+type realSite struct {
+	plan    *Plan
+	servers servers
+
+	struck sync.Mutex // by one fault of the servers at a time
 
 	mu    sync.Mutex
 	slots []*realSlot
@@ -60,7 +72,7 @@ func (s *realSite) open(slot int, o tiercache.Options[string, string]) (*process
 	s.mu.Lock()
 	s.slots[slot] = n
 	s.mu.Unlock()
-	rdb := redis.NewClient(&redis.Options{Addr: s.server.Addr, Dialer: n.bus.Dialer(n.dial), ContextTimeoutEnabled: s.plan.Heed})
+	rdb := s.servers.client(n.bus.Dialer(n.dial), s.plan.Heed)
 	n.calls.Install(rdb)
 	end := func() {
 		n.calls.Close()
@@ -128,12 +140,51 @@ func (s *realSite) strike(f Fault, key string) (heal func()) {
 	default:
 	}
 	s.struck.Lock()
-	return s.strikeServer(f, key)
+	end := s.servers.strike(f, key)
+	return func() {
+		end()
+		s.struck.Unlock()
+	}
 }
 
-// strikeServer strikes the server; heal lets the next fault strike it.
-func (s *realSite) strikeServer(f Fault, key string) (heal func()) {
-	free := s.struck.Unlock
+func (s *realSite) look(name string, f func(key, raw string, left time.Duration)) {
+	s.servers.each(func(ctx context.Context, master *redis.Client) {
+		keys := master.Scan(ctx, 0, "tc:"+name+":*", 1000).Iterator()
+		for keys.Next(ctx) { // ends with an error while the server is away: then there is nothing to be seen
+			var raw *redis.StringCmd
+			var left *redis.DurationCmd
+			_, err := master.TxPipelined(ctx, func(p redis.Pipeliner) error {
+				raw, left = p.Get(ctx, keys.Val()), p.PTTL(ctx, keys.Val())
+				return nil
+			})
+			if err == nil {
+				f(keys.Val(), raw.Val(), left.Val())
+			}
+		}
+	})
+}
+
+// loneServer is one server without replicas.
+type loneServer struct {
+	server *redistest.Server
+	rdb    *redis.Client   // the tester's own
+	ctx    context.Context //nolint:containedctx // the test's
+}
+
+func newLoneServer(t *testing.T) *loneServer {
+	t.Helper()
+	s := redistest.Start(t)
+	return &loneServer{server: s, rdb: s.Client(t), ctx: t.Context()}
+}
+
+func (s *loneServer) client(dial dialer, heed bool) redis.UniversalClient {
+	return redis.NewClient(&redis.Options{Addr: s.server.Addr, Dialer: dial, ContextTimeoutEnabled: heed})
+}
+
+func (s *loneServer) each(f func(ctx context.Context, master *redis.Client)) { f(s.ctx, s.rdb) }
+
+func (s *loneServer) strike(f Fault, key string) (heal func()) {
+	heal = func() {}
 	switch f.Kind {
 	case FaultCut:
 		s.rdb.ClientKillByFilter(s.ctx, "TYPE", "normal")
@@ -141,16 +192,16 @@ func (s *realSite) strikeServer(f Fault, key string) (heal func()) {
 		s.rdb.ClientKillByFilter(s.ctx, "TYPE", "pubsub")
 	case FaultPause:
 		s.server.Stop()
-		return func() { s.server.Continue(); free() }
+		heal = s.server.Continue
 	case FaultRefusal: // noeviction: whatever needs memory is refused
 		s.rdb.ConfigSet(s.ctx, "maxmemory", "1")
-		return func() { s.rdb.ConfigSet(s.ctx, "maxmemory", "0"); free() }
+		heal = func() { s.rdb.ConfigSet(s.ctx, "maxmemory", "0") }
 	case FaultFlush:
 		s.rdb.FlushAll(s.ctx)
 		s.rdb.ScriptFlush(s.ctx)
 	case FaultRestart:
 		s.server.Kill()
-		return func() { s.server.Restart(); free() }
+		heal = func() { s.server.Restart() }
 	case FaultNoScripts:
 		s.rdb.ScriptFlush(s.ctx)
 	case FaultEvict:
@@ -159,20 +210,5 @@ func (s *realSite) strikeServer(f Fault, key string) (heal func()) {
 		s.rdb.Del(s.ctx, key+":g")
 	default:
 	}
-	return free
-}
-
-func (s *realSite) look(name string, f func(key, raw string, left time.Duration)) {
-	keys := s.rdb.Scan(s.ctx, 0, "tc:"+name+":*", 1000).Iterator()
-	for keys.Next(s.ctx) { // ends with an error while the server is away: then there is nothing to be seen
-		var raw *redis.StringCmd
-		var left *redis.DurationCmd
-		_, err := s.rdb.TxPipelined(s.ctx, func(p redis.Pipeliner) error {
-			raw, left = p.Get(s.ctx, keys.Val()), p.PTTL(s.ctx, keys.Val())
-			return nil
-		})
-		if err == nil {
-			f(keys.Val(), raw.Val(), left.Val())
-		}
-	}
+	return heal
 }

@@ -138,7 +138,7 @@ func (r *run) rest() {
 	}
 	time.Sleep(r.plan.Window + r.plan.Lag + r.plan.WriteBudget)
 	for _, t := range r.h.Troubles {
-		if t.Kind == TroubleBus { // until then what was missed may not have been noticed
+		if t.Kind == TroubleBus || t.Kind == TroubleBack { // until then what was missed, or taken back, may not have been noticed
 			time.Sleep(time.Until(r.h.began.Add(t.To)))
 		}
 	}
