@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/tiercache/tiercache/layers"
@@ -153,52 +152,8 @@ func (c *Cache[K, V]) giveBack(ctx context.Context, backOff bool, leases []layer
 		}
 		c.sharedFailed("release", err)
 		if errors.Is(err, layers.ErrTimeout) || errors.Is(err, layers.ErrUnreachable) { // else Redis takes no writes, and granted nothing
-			c.owed.add(leases[i])
+			c.owed.add(debt{lease: leases[i]})
 		}
-	}
-}
-
-// maxOwed bounds the leases that are owed. Chosen; not tuned.
-const maxOwed = 1024
-
-// owed are leases that could not be given back. What Redis was sent before it hung it still does when it goes on:
-//  1. A asks for the lease; Redis hangs; A goes on without it
-//  2. Redis goes on, and grants A the lease
-//  3. B asks for it: held, until it runs out, by nobody
-//
-// So they are given back as soon as Redis answers again. Of more than maxOwed the newest are kept: those of the others run out.
-type owed struct {
-	mu     sync.Mutex
-	leases []layers.Lease
-}
-
-func (o *owed) add(leases ...layers.Lease) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.leases = append(o.leases, leases...)
-	o.leases = o.leases[max(len(o.leases)-maxOwed, 0):]
-}
-
-// take empties o.
-func (o *owed) take() (leases []layers.Lease) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	leases, o.leases = o.leases, nil
-	return leases
-}
-
-// repay gives back what is owed, as far as Redis answers.
-func (c *Cache[K, V]) repay(ctx context.Context) {
-	var leases []layers.Lease
-	for _, l := range c.owed.take() {
-		if c.shared.Reachable(l.ID) {
-			leases = append(leases, l)
-		} else {
-			c.owed.add(l)
-		}
-	}
-	if len(leases) > 0 {
-		c.giveBack(ctx, false, leases)
 	}
 }
 
@@ -215,10 +170,11 @@ func (c *Cache[K, V]) abandon(ctx context.Context, claims ...*claim[K, V]) {
 			l.lease = layers.Lease{ID: l.id, Token: l.token}
 		}
 		if !c.shared.Reachable(l.id) {
-			c.owed.add(l.lease)
+			c.owed.add(debt{lease: l.lease})
 			continue
 		}
 		leases = append(leases, l.lease)
+		c.owed.addPaid(time.Now(), 1, l.lease)
 	}
 	if len(leases) == 0 {
 		return
