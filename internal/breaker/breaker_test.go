@@ -45,7 +45,8 @@ func requireAbout(t *testing.T, want, got time.Duration) {
 
 func TestOpensWhenEnoughOfEnoughCallsFailed(t *testing.T) {
 	// It opens with the failure that makes the fraction, and not before there were so many calls. What says nothing does not count.
-	// Broken by: "ended >= float64(b.o.Calls) &&" left out of decide; "TotalFailures) >= b.o.Rate*ended" made ">"; End counting Neither.
+	// Broken by: "ended >= float64(b.o.Calls) &&" left out of decide; "TotalFailures) >= b.o.Rate*ended" made ">"; both the first return of End and
+	// "IsExcluded:" left out.
 	synctest.Test(t, func(t *testing.T) {
 		few := New(usual())
 		record(few, 19, Failure)
@@ -146,7 +147,7 @@ func TestOpenTimesDiffer(t *testing.T) {
 
 func TestHalfOpenLetsAFewIn(t *testing.T) {
 	// Three at once; one that says nothing makes room; three successes in a row close it; one failure opens it.
-	// Broken by: "MaxRequests:" left out of New; "IsExcluded:" left out of New.
+	// Broken by: "MaxRequests:" left out of New; "IsExcluded:" left out of New; "c.done(errNeither)" made "c.done(errFailure)".
 	synctest.Test(t, func(t *testing.T) {
 		b := New(usual())
 		begin := func(want bool) Call {
