@@ -131,6 +131,7 @@ func (s *virtualSite) strike(f Fault, key string) (heal func()) {
 	case FaultNoGuard:
 		s.redis.do(func(m *miniredis.Miniredis) { m.Del(key + ":g") })
 	case FaultDeath, FaultSource: // not of the network
+	case FaultFailover, FaultHandOver, FaultMove: // not drawn here: see failsOver
 	}
 	return heal
 }
