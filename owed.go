@@ -2,6 +2,7 @@ package tiercache
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -40,19 +41,18 @@ type debt struct {
 	paid  int // how often it was given back
 }
 
-func (o *owed) add(debts ...debt) {
+// add takes the place of what was noted of the same lease: one that could not be given back, though its repeat was noted already, is owed once.
+func (o *owed) add(d debt) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.debts = append(o.debts, debts...)
+	o.debts = slices.DeleteFunc(o.debts, func(other debt) bool { return other.lease.ID == d.lease.ID && other.lease.Token == d.lease.Token })
+	o.debts = append(o.debts, d)
 	o.debts = o.debts[max(len(o.debts)-maxOwed, 0):]
 }
 
-// addPaid adds leases that were just given back, unless that was the last time.
-func (o *owed) addPaid(now time.Time, paid int, leases ...layers.Lease) {
-	if paid > len(repayments) {
-		return
-	}
-	for _, l := range leases {
+// addPaid adds a lease that is about to be given back for the paid-th time, unless that is the last.
+func (o *owed) addPaid(now time.Time, paid int, l layers.Lease) {
+	if paid <= len(repayments) {
 		o.add(debt{lease: l, due: now.Add(repayments[paid-1]), paid: paid})
 	}
 }

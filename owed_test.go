@@ -10,7 +10,7 @@ import (
 )
 
 // What is owed is given back at once, a second later and three seconds after that; then it is forgotten. It is bounded: the newest are kept.
-// Broken by: addPaid returning at once; take without `d.due.After(now)`; add without its last line.
+// Broken by: addPaid returning at once; take without `d.due.After(now)`; add without its last line, or without DeleteFunc.
 func TestWhatIsOwedIsGivenBackAgain(t *testing.T) {
 	var o owed
 	now := time.Now()
@@ -29,8 +29,13 @@ func TestWhatIsOwedIsGivenBackAgain(t *testing.T) {
 	}
 	require.Empty(t, o.take(now.Add(time.Hour)))
 
+	o.addPaid(now, 1, lease)
+	o.add(debt{lease: lease}) // it could not be given back
+	require.Equal(t, []debt{{lease: lease}}, o.take(now))
+	require.Empty(t, o.take(now.Add(time.Hour)), "owed twice")
+
 	for range maxOwed {
-		o.add(debt{})
+		o.add(debt{lease: layers.Lease{Token: layers.NewToken()}})
 	}
 	o.add(debt{lease: lease})
 	due := o.take(now)
