@@ -15,7 +15,8 @@ const (
 	stateWindow uint32 = 1 << 4 // in the policy's window
 	stateMain   uint32 = 1 << 5 // in the policy's main region
 	stateYoung  uint32 = 1 << 6 // the local tier's own TTL ends after the soft end, or with it; set at birth
-	stateRegion        = stateWindow | stateMain
+	stateAside  uint32 = 1 << 7 // in the policy's region for absent entries
+	stateRegion        = stateWindow | stateMain | stateAside
 )
 
 // cellHead is the part of a cell that does not depend on its cache's types: what ristretto stores, the front points to and the policy
@@ -70,6 +71,12 @@ func (c *cellHead) tail() *cellTail {
 
 // alive reports whether nobody superseded, killed or evicted the cell yet.
 func (c *cellHead) alive() bool { return c.state.Load()&stateDead == 0 }
+
+// region is the cell's region of the policy; 0: none.
+func (c *cellHead) region() uint32 { return c.state.Load() & stateRegion }
+
+// absent reports whether the cell says that the source has no such key.
+func (c *cellHead) absent() bool { return c.state.Load()&stateAbsent != 0 }
 
 // use counts a read for the policy. The counter saturates, so that readers of a hot key share no written memory; a count lost to
 // another reader does not matter.
@@ -127,7 +134,7 @@ func (c *cell[K, V]) entry(k *coarseClock) Entry[V] {
 	soft, _ := c.ends()
 	e := Entry[V]{
 		Value:   c.value,
-		Absent:  c.state.Load()&stateAbsent != 0,
+		Absent:  c.absent(),
 		Soft:    k.moment(soft),
 		Hard:    k.moment(c.fresh + nanos(c.t.hard)),
 		Version: c.t.version,

@@ -43,6 +43,15 @@ type MemoryStats struct {
 	Refused uint64 // puts of entries larger than an eighth of MaxBytes
 	Dropped uint64 // puts dropped because too many had not reached the store yet; an older entry of the key went with them
 	Lost    uint64 // entries that the store did not keep; 0 as far as we know it
+
+	// The first four numbers by region; together they are those above. New values stand in Window; what is asked for goes on to Main. Absent
+	// entries never have more than a tenth of MaxBytes nor than 100,000 entries, and beyond a hundredth only what values leave free.
+	Window, Main, Absent RegionStats
+}
+
+// RegionStats counts what a region of a Memory has, and what went from there.
+type RegionStats struct {
+	Bytes, Entries, Evicted, Expired uint64 // as in MemoryStats
 }
 
 // Memory is the local tier: entries of this process, for many caches, within one bound of bytes. Open a cache's part of it with NewLocal.
@@ -178,15 +187,21 @@ func (m *Memory) Stats() MemoryStats {
 	p := m.policy
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return MemoryStats{
+	st := MemoryStats{
 		Bytes:   uint64(p.used),
 		Entries: uint64(p.count),
-		Evicted: p.evicted,
-		Expired: p.expired,
 		Refused: m.refused.Load(),
 		Dropped: m.dropped.Load(),
 		Lost:    m.lost.Load(),
+		Window:  p.window.stats(),
+		Main:    p.main.stats(),
+		Absent:  p.aside.stats(),
 	}
+	for _, r := range p.regions() {
+		st.Evicted += r.evicted
+		st.Expired += r.expired
+	}
+	return st
 }
 
 // join opens a cache's part.

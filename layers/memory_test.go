@@ -144,16 +144,22 @@ func TestBytesStayBounded(t *testing.T) {
 // checkAccounts compares what the policy counts with what ristretto has.
 func checkAccounts(t *testing.T, m *Memory) {
 	t.Helper()
-	var bytes, count uint64
+	var bytes, count, absentBytes, absent uint64
 	m.store.IterValues(func(c *cellHead) bool {
 		require.True(t, c.alive(), "ristretto has a dead cell")
 		bytes += uint64(c.bytes)
 		count++
+		if c.absent() {
+			absentBytes += uint64(c.bytes)
+			absent++
+		}
 		return false
 	})
 	st := m.Stats()
 	require.Equal(t, st.Entries, count)
 	require.Equal(t, st.Bytes, bytes)
+	require.Equal(t, st.Absent.Entries, absent)
+	require.Equal(t, st.Absent.Bytes, absentBytes)
 	require.Zero(t, m.held.Load(), "dead cells still counted as held")
 }
 
@@ -289,15 +295,17 @@ func TestCloseUnderTraffic(t *testing.T) {
 // traffic is one random call.
 func traffic(l *Local[int64, int64], r *rand.Rand) {
 	k := r.Int63n(2000)
+	e := lasting(k)
+	e.Absent = r.Intn(4) == 0
 	switch r.Intn(10) {
 	case 0:
 		l.Bump(k)
 	case 1:
-		l.Replace(k, lasting(k), l.Mark(k), true)
+		l.Replace(k, e, l.Mark(k), true)
 	case 2:
 		l.Look(k)
 	case 3, 4, 5:
-		l.Put(k, lasting(k), l.Mark(k))
+		l.Put(k, e, l.Mark(k))
 	default:
 		l.Get(k)
 	}
@@ -319,6 +327,7 @@ func TestAccountsAgreeAfterTraffic(t *testing.T) {
 	wg.Wait()
 	settle(m)
 	checkAccounts(t, m)
+	require.Positive(t, m.Stats().Absent.Entries)
 	for i := range m.front.sets {
 		for j := range frontWays {
 			if c := m.front.sets[i].cells[j].Load(); c != nil {
@@ -333,6 +342,7 @@ func TestAccountsAgreeAfterTraffic(t *testing.T) {
 	settle(m)
 	checkAccounts(t, m)
 	require.Zero(t, m.Stats().Entries)
+	require.Zero(t, m.Stats().Absent.Bytes)
 }
 
 // Property: bad options are refused.

@@ -1,6 +1,9 @@
 package layers
 
-import "sync"
+import (
+	"slices"
+	"sync"
+)
 
 // The numbers of the policy: chosen after simulations over public traces of storage, shops and loops; not tuned further.
 const (
@@ -10,12 +13,23 @@ const (
 	ghostMin       = 64 // a ghost list is never made for fewer keys
 )
 
+// The bounds of the region of absent entries: shares in percent of the bytes. Chosen; not tuned.
+const (
+	asideShare    = 10      // at most, and only while values leave it free
+	asideKeep     = 1       // what values never take from it
+	asideMostKeys = 100_000 // entries
+)
+
 // evictPolicy decides which cells stay. It counts bytes, never more than max once a call has returned.
 //
 // A new cell enters the window, a FIFO. When it reaches the window's end it goes on to the main region if it was read more often than
 // the main region's next victim, or twice; else it is evicted. The main region is a CLOCK: its oldest cell is evicted, unless it was
 // read, which costs it one read and makes it the newest. Two ghost lists remember hashes of what was evicted from each region: a key that
 // comes back soon says which region is too small, and the border moves.
+//
+// Absent entries stand aside, in a CLOCK of their own, so that a flood of keys without rows cannot drive values out: they have what values
+// leave free, up to a tenth of the bytes and asideMostKeys, and give it back, oldest first, when values come for it. A hundredth is theirs even
+// in a full memory: with nothing, an absent key that is asked for all the time would never be answered from here.
 //
 // A read moves nothing: it raises the cell's own counter. Only puts, removals and the sweep take the lock.
 // Lock order: a stripe's lock, then this one.
@@ -25,13 +39,12 @@ type evictPolicy struct {
 	used         int64
 	count        int64
 	target       int64 // bytes the window may have
-	window, main cellList
+	window, main cellRegion
+	aside        cellRegion // absent entries
 	windowGhosts ghostList
 	mainGhosts   ghostList
-	hand         *cellHead // where the sweep goes on; nil: at the window's oldest
+	hand         *cellHead // where the sweep goes on; nil: at the first cell
 	clock        *coarseClock
-	evicted      uint64 // for space
-	expired      uint64 // because they were over
 }
 
 func newEvictPolicy(maxBytes int64, k *coarseClock) *evictPolicy {
@@ -44,6 +57,8 @@ func (p *evictPolicy) add(c *cellHead, victims []*cellHead) []*cellHead {
 	defer p.mu.Unlock()
 	region := stateWindow
 	switch {
+	case c.absent():
+		region = stateAside
 	case p.windowGhosts.take(c.tail().hash):
 		p.moveBorder(int64(c.bytes), p.windowGhosts.n, p.mainGhosts.n)
 		region = stateMain
@@ -55,15 +70,22 @@ func (p *evictPolicy) add(c *cellHead, victims []*cellHead) []*cellHead {
 	return p.balanceLocked(victims)
 }
 
-// replace puts c where old stands, with old's reads; if old is gone, it adds c.
+// replace puts c where old stands, with old's reads; if old is gone, it adds c. Where one is absent and the other is not, c stands where
+// a new cell would: only so does each region hold its own kind.
 func (p *evictPolicy) replace(old, c *cellHead, victims []*cellHead) []*cellHead {
 	p.mu.Lock()
-	region := old.state.Load() & stateRegion
+	region := old.region()
 	if region == 0 {
 		p.mu.Unlock()
 		return p.add(c, victims)
 	}
 	defer p.mu.Unlock()
+	switch {
+	case c.absent():
+		region = stateAside
+	case region == stateAside:
+		region = stateWindow
+	}
 	c.setUses(old.uses())
 	p.unlinkLocked(old)
 	p.linkLocked(c, region)
@@ -84,17 +106,13 @@ func (p *evictPolicy) sweep(n int, now int64, victims []*cellHead) []*cellHead {
 	for ; n > 0; n-- {
 		c := p.hand
 		if c == nil {
-			if c = p.window.oldest; c == nil {
-				c = p.main.oldest
-			}
-			if c == nil {
+			if c = oldestOf(p.regions()); c == nil {
 				return victims
 			}
 		}
 		p.hand = p.afterLocked(c)
 		if c.over(now) {
-			p.expired++
-			victims = p.dropLocked(c, victims)
+			victims = p.expireLocked(c, victims)
 		}
 		if p.hand == nil {
 			return victims
@@ -114,9 +132,9 @@ func (p *evictPolicy) rewind() {
 func (p *evictPolicy) removeAll() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, l := range []*cellList{&p.window, &p.main} {
-		for l.oldest != nil {
-			p.unlinkLocked(l.oldest)
+	for _, r := range p.regions() {
+		for r.oldest != nil {
+			p.unlinkLocked(r.oldest)
 		}
 	}
 }
@@ -140,8 +158,11 @@ func (p *evictPolicy) moveBorder(step int64, hit, other int) {
 
 // balanceLocked evicts until the bytes fit, and lets the window's surplus go on to main while they do.
 func (p *evictPolicy) balanceLocked(victims []*cellHead) []*cellHead {
-	if p.used > p.max {
+	if p.used > p.max || p.asideFullLocked() {
 		now := p.clock.now()
+		for p.asideFullLocked() || p.used > p.max && p.aside.bytes > p.max/100*asideKeep {
+			victims = p.makeRoomAsideLocked(now, victims)
+		}
 		for p.used > p.max {
 			victims = p.makeRoomLocked(now, victims)
 		}
@@ -153,32 +174,46 @@ func (p *evictPolicy) balanceLocked(victims []*cellHead) []*cellHead {
 	return victims
 }
 
-// makeRoomLocked takes one step towards room: a cell evicted, promoted or given a second chance.
+// asideFullLocked reports whether absent entries have more than they ever may.
+func (p *evictPolicy) asideFullLocked() bool {
+	return p.aside.bytes > p.max/100*asideShare || p.aside.cells > asideMostKeys
+}
+
+// makeRoomAsideLocked takes one step towards room among the absent entries: one evicted or given a second chance.
+func (p *evictPolicy) makeRoomAsideLocked(now int64, victims []*cellHead) []*cellHead {
+	c := p.aside.oldest
+	switch {
+	case c.over(now):
+		return p.expireLocked(c, victims)
+	case c.uses() > 0:
+		p.rotateLocked(c)
+		return victims
+	}
+	return p.evictLocked(c, victims)
+}
+
+// makeRoomLocked takes one step towards room among the values: a cell evicted, promoted or given a second chance.
 func (p *evictPolicy) makeRoomLocked(now int64, victims []*cellHead) []*cellHead {
 	c, v := p.window.oldest, p.main.oldest
 	fromWindow := v == nil || c != nil && p.window.bytes > p.target
 	switch {
 	case fromWindow && c.over(now):
-		p.expired++
-		return p.dropLocked(c, victims)
+		return p.expireLocked(c, victims)
 	case v != nil && v.over(now):
-		p.expired++
-		return p.dropLocked(v, victims)
+		return p.expireLocked(v, victims)
 	case fromWindow && v != nil && (c.uses() >= 2 || c.uses() > v.uses()):
 		p.promoteLocked(c)
 	case fromWindow:
 		if v != nil && c.uses() > 0 {
 			p.rotateLocked(v)
 		}
-		p.windowGhosts.add(c.tail().hash, int(p.count))
-		p.evicted++
-		return p.dropLocked(c, victims)
+		p.windowGhosts.add(c.tail().hash, int(p.window.cells+p.main.cells))
+		return p.evictLocked(c, victims)
 	case v.uses() > 0:
 		p.rotateLocked(v)
 	default:
-		p.mainGhosts.add(v.tail().hash, int(p.count))
-		p.evicted++
-		return p.dropLocked(v, victims)
+		p.mainGhosts.add(v.tail().hash, int(p.window.cells+p.main.cells))
+		return p.evictLocked(v, victims)
 	}
 	return victims
 }
@@ -192,12 +227,25 @@ func (p *evictPolicy) promoteLocked(c *cellHead) {
 	p.main.push(c)
 }
 
-// rotateLocked takes a read off a cell of main and makes it the newest.
+// rotateLocked takes a read off a cell and makes it the newest of its region.
 func (p *evictPolicy) rotateLocked(c *cellHead) {
 	p.passHandLocked(c)
 	c.lowerUses()
-	p.main.remove(c)
-	p.main.push(c)
+	r := p.regionOf(c)
+	r.remove(c)
+	r.push(c)
+}
+
+// evictLocked drops a cell for space.
+func (p *evictPolicy) evictLocked(c *cellHead, victims []*cellHead) []*cellHead {
+	p.regionOf(c).evicted++
+	return p.dropLocked(c, victims)
+}
+
+// expireLocked drops a cell that is over.
+func (p *evictPolicy) expireLocked(c *cellHead, victims []*cellHead) []*cellHead {
+	p.regionOf(c).expired++
+	return p.dropLocked(c, victims)
 }
 
 // dropLocked kills a cell and forgets it.
@@ -209,29 +257,38 @@ func (p *evictPolicy) dropLocked(c *cellHead, victims []*cellHead) []*cellHead {
 
 func (p *evictPolicy) linkLocked(c *cellHead, region uint32) {
 	c.setRegion(region)
-	p.list(region).push(c)
+	p.regionOf(c).push(c)
 	p.used += int64(c.bytes)
 	p.count++
 }
 
 func (p *evictPolicy) unlinkLocked(c *cellHead) {
-	region := c.state.Load() & stateRegion
-	if region == 0 {
+	r := p.regionOf(c)
+	if r == nil {
 		return
 	}
 	p.passHandLocked(c)
-	p.list(region).remove(c)
+	r.remove(c)
 	c.setRegion(0)
 	p.used -= int64(c.bytes)
 	p.count--
 }
 
-func (p *evictPolicy) list(region uint32) *cellList {
-	if region == stateWindow {
+// regionOf is where the cell stands; nil: nowhere.
+func (p *evictPolicy) regionOf(c *cellHead) *cellRegion {
+	switch c.region() {
+	case stateWindow:
 		return &p.window
+	case stateMain:
+		return &p.main
+	case stateAside:
+		return &p.aside
 	}
-	return &p.main
+	return nil
 }
+
+// regions are all regions in the sweep's order.
+func (p *evictPolicy) regions() []*cellRegion { return []*cellRegion{&p.window, &p.main, &p.aside} }
 
 // passHandLocked moves the sweep's hand off a cell that is about to move.
 func (p *evictPolicy) passHandLocked(c *cellHead) {
@@ -240,103 +297,22 @@ func (p *evictPolicy) passHandLocked(c *cellHead) {
 	}
 }
 
-// afterLocked is the cell that the sweep looks at after c: the window's cells from the oldest on, then main's. Cells only move to places
-// that the sweep has still to see, so a pass misses none.
+// afterLocked is the cell that the sweep looks at after c: the window's cells from the oldest on, then main's, then the absent ones. Cells
+// only move to places that the sweep has still to see, so a pass misses none.
 func (p *evictPolicy) afterLocked(c *cellHead) *cellHead {
-	if c.tail().next != nil || c.state.Load()&stateRegion == stateMain {
-		return c.tail().next
+	if next := c.tail().next; next != nil {
+		return next
 	}
-	return p.main.oldest
+	regions := p.regions()
+	return oldestOf(regions[slices.Index(regions, p.regionOf(c))+1:])
 }
 
-// cellList is a list of cells from the oldest to the newest.
-type cellList struct {
-	oldest, newest *cellHead
-	bytes          int64
-}
-
-func (l *cellList) push(c *cellHead) {
-	t := c.tail()
-	t.prev, t.next = l.newest, nil
-	if l.newest != nil {
-		l.newest.tail().next = c
-	} else {
-		l.oldest = c
-	}
-	l.newest = c
-	l.bytes += int64(c.bytes)
-}
-
-func (l *cellList) remove(c *cellHead) {
-	t := c.tail()
-	if t.prev != nil {
-		t.prev.tail().next = t.next
-	} else {
-		l.oldest = t.next
-	}
-	if t.next != nil {
-		t.next.tail().prev = t.prev
-	} else {
-		l.newest = t.prev
-	}
-	t.prev, t.next = nil, nil
-	l.bytes -= int64(c.bytes)
-}
-
-// ghostList remembers the hashes of the last keys evicted from a region: of half as many keys as the policy has cells. It is a table of
-// small buckets whose oldest mark is overwritten, eight bytes a key: 32 bits of the hash and the mark's number.
-// A false hit or a mark lost early only moves a cell or the border a little.
-type ghostList struct {
-	slots []uint64 // mark number in the high half, hash bits in the low; 0: free
-	seq   uint32
-	reach uint32 // a mark older than this many marks counts no more
-	n     int    // marks that count, about
-}
-
-const ghostBucket = 4
-
-func (g *ghostList) bucket(hash uint64) []uint64 {
-	i := (hash >> 32) & uint64(len(g.slots)/ghostBucket-1) * ghostBucket
-	return g.slots[i : i+ghostBucket]
-}
-
-// add remembers a hash; cells is how many the policy has now.
-func (g *ghostList) add(hash uint64, cells int) {
-	reach := max(cells/2, ghostMin)
-	if len(g.slots) < reach {
-		size := ghostMin
-		for size < 2*reach {
-			size *= 2
-		}
-		*g = ghostList{slots: make([]uint64, size)} // what it knew is lost; growing is rare
-	}
-	g.reach = uint32(reach)
-	if g.seq++; g.seq == 0 {
-		clear(g.slots)
-		g.seq, g.n = 1, 0
-	}
-	b := g.bucket(hash)
-	oldest := 0
-	for i, s := range b {
-		if s < b[oldest] {
-			oldest = i
+// oldestOf is the oldest cell of the first region that has one; nil: none has.
+func oldestOf(regions []*cellRegion) *cellHead {
+	for _, r := range regions {
+		if r.oldest != nil {
+			return r.oldest
 		}
 	}
-	b[oldest] = uint64(g.seq)<<32 | uint64(uint32(hash))
-	g.n = min(g.n+1, reach)
-}
-
-// take reports whether the hash is remembered, and forgets it.
-func (g *ghostList) take(hash uint64) bool {
-	if len(g.slots) == 0 {
-		return false
-	}
-	for i, s := range g.bucket(hash) {
-		if s != 0 && uint32(s) == uint32(hash) {
-			g.bucket(hash)[i] = 0
-			g.n = max(g.n-1, 0)
-			return g.seq-uint32(s>>32) < g.reach
-		}
-	}
-	return false
+	return nil
 }
