@@ -138,7 +138,7 @@ func (c *Cache[K, V]) loadEach(ctx context.Context, parts []part[K, V]) {
 		all.Go(func() {
 			defer func() { <-slots }()
 			p.call.Run(func() (answer[V], error) {
-				entry, err := c.load(ctx, p.key, p.id)
+				entry, err := c.load(ctx, p.key, p.id, p.why)
 				if p.claim != nil {
 					return c.afterLoad(ctx, p.claim, entry, err)
 				}
@@ -151,13 +151,13 @@ func (c *Cache[K, V]) loadEach(ctx context.Context, parts []part[K, V]) {
 }
 
 // loadMany loads up to 1,000 keys by one call of LoadMany behind one slot of the gate, and fills them in one pipeline. An error is each
-// key's; a key that the map lacks is absent; a refused fill touches no other key.
+// key's; a key that the map lacks is absent; a refused fill touches no other key. The keys of one batch are of one class.
 func (c *Cache[K, V]) loadMany(ctx context.Context, parts []part[K, V]) {
 	keys := make([]K, len(parts))
 	for i, p := range parts {
 		keys[i] = p.key
 	}
-	rows, took, err := rebuild.Run(ctx, c.loads, func(ctx context.Context) (map[K]V, error) {
+	rows, took, err := rebuild.RunAs(ctx, c.loads, parts[0].why.class, func(ctx context.Context) (map[K]V, error) {
 		c.count.loads.Add(1)
 		c.count.loadedKeys.Add(uint64(len(keys)))
 		return c.o.LoadMany(ctx, keys)

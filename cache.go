@@ -102,11 +102,12 @@ func (c *Cache[K, V]) fly(ctx context.Context, key K, id string, why cause, a *a
 
 // cause is what a rebuild knows of its reason.
 type cause struct {
-	asked   bool      // Redis was asked and has nothing
-	seen    int64     // stored-at of the copy in Redis that the rebuild replaces although it may look fresh; 0: none
-	marked  bool      // Redis holds the marker of an announced row: do not ask the filter, do not store "absent"
-	refresh bool      // asked for by Refresh
-	begun   time.Time // when Refresh began; zero for others
+	asked   bool          // Redis was asked and has nothing
+	seen    int64         // stored-at of the copy in Redis that the rebuild replaces although it may look fresh; 0: none
+	marked  bool          // Redis holds the marker of an announced row: do not ask the filter, do not store "absent"
+	refresh bool          // asked for by Refresh
+	class   rebuild.Class // of the load at the gate
+	begun   time.Time     // when Refresh began; zero for others
 }
 
 // fromMemory is step 1: what memory may answer although it is not fresh and trusted. A trusted copy past its soft end, younger than
@@ -251,7 +252,7 @@ func (c *Cache[K, V]) loadLeased(ctx context.Context, claim *claim[K, V]) (answe
 	defer c.leave(ctx, claim)
 	stop := rebuild.Keep(ctx, c.o.LeaseTime/3, func(ctx context.Context) bool { return c.renew(ctx, claim.lease) })
 	defer stop()
-	entry, err := c.load(ctx, claim.key, claim.id) // 6, 7
+	entry, err := c.load(ctx, claim.key, claim.id, claim.why) // 6, 7
 	return c.afterLoad(ctx, claim, entry, err)
 }
 
@@ -271,7 +272,7 @@ func (c *Cache[K, V]) loadAlone(ctx context.Context, key K, id string, mark laye
 	if a, done, err := c.beforeAlone(key, id, why); done {
 		return c.orShared(ctx, key, id, alone, a, err)
 	}
-	entry, err := c.load(ctx, key, id) // 6, 7
+	entry, err := c.load(ctx, key, id, why) // 6, 7
 	a, err := c.afterAlone(key, id, alone, entry, err)
 	return c.orShared(ctx, key, id, alone, a, err)
 }
@@ -286,8 +287,8 @@ type alone struct {
 
 // load is steps 6 and 7: one call of the loader behind gate and breaker, under LoadTimeout, a panic or runtime.Goexit turned into an error. "Not
 // found" is a result.
-func (c *Cache[K, V]) load(ctx context.Context, key K, id string) (layers.Entry[V], error) {
-	value, took, err := rebuild.Run(ctx, c.loads, func(ctx context.Context) (V, error) { return c.loadOne(ctx, key) })
+func (c *Cache[K, V]) load(ctx context.Context, key K, id string, why cause) (layers.Entry[V], error) {
+	value, took, err := rebuild.RunAs(ctx, c.loads, why.class, func(ctx context.Context) (V, error) { return c.loadOne(ctx, key) })
 	c.loaded(id, took, err)
 	switch {
 	case saysAbsent(err):

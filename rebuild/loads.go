@@ -27,7 +27,12 @@ type loaded[R any] struct {
 	err  error
 }
 
-// Run calls fn when the gate has let it in, and returns what fn returned and how long that took (without the wait at the gate).
+// Run is RunAs for Foreground.
+func Run[R any](ctx context.Context, l *Loads, fn func(context.Context) (R, error)) (r R, took time.Duration, err error) {
+	return RunAs(ctx, l, Foreground, fn)
+}
+
+// RunAs calls fn when the gate has let it in as one of its class, and returns what fn returned and how long that took (without the wait at the gate).
 //
 // The context of fn ends with ctx, after the timeout of l, or at Close (cause ErrClosed). At that moment Run returns, even if fn does
 // not: after the timeout with context.DeadlineExceeded, else with an error that matches the context's error and its cause. The slot
@@ -35,21 +40,21 @@ type loaded[R any] struct {
 // Goexit as ErrGoexit. Errors of the gate (ErrOverloaded, ErrClosed, the end of ctx) and of the breaker (ErrBreakerOpen, joined with the
 // last failure) mean that fn was not called. The breaker is asked behind the gate, since few calls pass it while it is half-open; while it
 // is open nobody queues either.
-func Run[R any](ctx context.Context, l *Loads, fn func(context.Context) (R, error)) (r R, took time.Duration, err error) {
+func RunAs[R any](ctx context.Context, l *Loads, class Class, fn func(context.Context) (R, error)) (r R, took time.Duration, err error) {
 	if err := l.breaker.check(); err != nil {
 		return r, 0, err
 	}
-	if err := l.gate.Enter(ctx); err != nil {
+	if err := l.gate.EnterAs(ctx, class); err != nil {
 		return r, 0, err
 	}
 	ctx, leave, err := l.work.join(ctx)
 	if err != nil {
-		l.gate.Leave()
+		l.gate.LeaveAs(class)
 		return r, 0, err
 	}
 	call, err := l.breaker.begin()
 	if err != nil {
-		l.gate.Leave()
+		l.gate.LeaveAs(class)
 		leave()
 		return r, 0, err
 	}
@@ -64,7 +69,7 @@ func Run[R any](ctx context.Context, l *Loads, fn func(context.Context) (R, erro
 		func() (R, error) { return fn(ctx) },
 		func(r R, err error) {
 			took := time.Since(begun)
-			l.gate.Leave() // before the result: who has it finds the slot free
+			l.gate.LeaveAs(class) // before the result: who has it finds the slot free
 			result <- loaded[R]{r: r, took: took, err: err}
 			cancel() // after the result: who sees the context end by this finds the result
 			leave()
