@@ -250,7 +250,8 @@ func (c *Cache[K, V]) replay(ctx context.Context) {
 
 // Close ends the cache: callers that wait get ErrClosed, loads under way are cancelled (cause ErrClosed) and waited for, LoadTimeout at
 // most, the memory is given back. It is idempotent and leaves no goroutine behind, but for loaders that ignore their context: then its
-// error says how many still run. Invalidations still pending are lost with it; the error says how many.
+// error says how many still run. Invalidations still pending are sent once more; those that Redis does not take are lost with the process,
+// and the error says how many.
 func (c *Cache[K, V]) Close() error {
 	c.closing.Do(func() { c.closeErr = c.shut() })
 	return c.closeErr
@@ -271,6 +272,7 @@ func (c *Cache[K, V]) shut() error {
 	if c.shared != nil {
 		c.stop()
 		<-c.idle
+		c.replay(ctx) // else what an ended load left, or Redis refused a moment ago, would stay in Redis until its TTL
 		if c.pending.Overflowed() || c.loss.replays.Overflowed() {
 			errs = append(errs, fmt.Errorf("tiercache: close %q: a Clear, or more invalidations than could be kept, never reached Redis", c.o.Name))
 		} else if n := c.waiting(); n > 0 {
