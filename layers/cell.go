@@ -16,7 +16,8 @@ const (
 	stateMain   uint32 = 1 << 5 // in the policy's main region
 	stateYoung  uint32 = 1 << 6 // the local tier's own TTL ends after the soft end, or with it; set at birth
 	stateAside  uint32 = 1 << 7 // in the policy's region for absent entries
-	stateRegion        = stateWindow | stateMain | stateAside
+	statePinned uint32 = 1 << 8 // in the policy's region for pinned keys
+	stateRegion        = stateWindow | stateMain | stateAside | statePinned
 )
 
 // cellHead is the part of a cell that does not depend on its cache's types: what ristretto stores, the front points to and the policy

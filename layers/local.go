@@ -44,6 +44,9 @@ func (o *localOwner) shut() {
 	o.floor.Store(math.MaxUint32)
 }
 
+// isShut reports whether shut was called.
+func (o *localOwner) isShut() bool { return o.trust.Load() == wordClosed }
+
 // move changes the trust word, unless the cache is closed.
 func (o *localOwner) move(f func(word uint32) uint32) (uint32, bool) {
 	for {

@@ -45,8 +45,11 @@ type MemoryStats struct {
 	Lost    uint64 // entries that the store did not keep; 0 as far as we know it
 
 	// The first four numbers by region; together they are those above. New values stand in Window; what is asked for goes on to Main. Absent
-	// entries never have more than a tenth of MaxBytes nor than 100,000 entries, and beyond a hundredth only what values leave free.
-	Window, Main, Absent RegionStats
+	// entries never have more than a tenth of MaxBytes nor than 100,000 entries, and beyond a hundredth only what values leave free. The entries
+	// of pinned keys, also absent ones, stand in Pinned, where nothing is evicted.
+	Window, Main, Absent, Pinned RegionStats
+
+	Pins uint64 // pinned keys, with an entry or without one
 }
 
 // RegionStats counts what a region of a Memory has, and what went from there.
@@ -196,6 +199,8 @@ func (m *Memory) Stats() MemoryStats {
 		Window:  p.window.stats(),
 		Main:    p.main.stats(),
 		Absent:  p.aside.stats(),
+		Pinned:  p.pinned.stats(),
+		Pins:    uint64(len(p.pins)),
 	}
 	for _, r := range p.regions() {
 		st.Evicted += r.evicted
@@ -226,6 +231,7 @@ func (m *Memory) leave(name string, o *localOwner) {
 		delete(m.owners, name)
 	}
 	m.mu.Unlock()
+	m.policy.unpinAll(o)
 	m.sweepOver()
 }
 

@@ -144,22 +144,20 @@ func TestBytesStayBounded(t *testing.T) {
 // checkAccounts compares what the policy counts with what ristretto has.
 func checkAccounts(t *testing.T, m *Memory) {
 	t.Helper()
-	var bytes, count, absentBytes, absent uint64
+	all, regions := RegionStats{}, map[uint32]*RegionStats{stateWindow: {}, stateMain: {}, stateAside: {}, statePinned: {}}
 	m.store.IterValues(func(c *cellHead) bool {
 		require.True(t, c.alive(), "ristretto has a dead cell")
-		bytes += uint64(c.bytes)
-		count++
-		if c.absent() {
-			absentBytes += uint64(c.bytes)
-			absent++
+		for _, r := range []*RegionStats{&all, regions[c.region()]} {
+			r.Bytes += uint64(c.bytes)
+			r.Entries++
 		}
 		return false
 	})
 	st := m.Stats()
-	require.Equal(t, st.Entries, count)
-	require.Equal(t, st.Bytes, bytes)
-	require.Equal(t, st.Absent.Entries, absent)
-	require.Equal(t, st.Absent.Bytes, absentBytes)
+	require.Equal(t, RegionStats{Bytes: st.Bytes, Entries: st.Entries}, all)
+	for region, counted := range map[uint32]RegionStats{stateWindow: st.Window, stateMain: st.Main, stateAside: st.Absent, statePinned: st.Pinned} {
+		require.Equal(t, RegionStats{Bytes: counted.Bytes, Entries: counted.Entries}, *regions[region], "region %b", region)
+	}
 	require.Zero(t, m.held.Load(), "dead cells still counted as held")
 }
 
@@ -297,7 +295,11 @@ func traffic(l *Local[int64, int64], r *rand.Rand) {
 	k := r.Int63n(2000)
 	e := lasting(k)
 	e.Absent = r.Intn(4) == 0
-	switch r.Intn(10) {
+	switch r.Intn(12) {
+	case 10:
+		l.Pin(k)
+	case 11:
+		l.Unpin(k)
 	case 0:
 		l.Bump(k)
 	case 1:
@@ -328,6 +330,7 @@ func TestAccountsAgreeAfterTraffic(t *testing.T) {
 	settle(m)
 	checkAccounts(t, m)
 	require.Positive(t, m.Stats().Absent.Entries)
+	require.Positive(t, m.Stats().Pinned.Entries)
 	for i := range m.front.sets {
 		for j := range frontWays {
 			if c := m.front.sets[i].cells[j].Load(); c != nil {
@@ -342,7 +345,7 @@ func TestAccountsAgreeAfterTraffic(t *testing.T) {
 	settle(m)
 	checkAccounts(t, m)
 	require.Zero(t, m.Stats().Entries)
-	require.Zero(t, m.Stats().Absent.Bytes)
+	require.Zero(t, m.Stats().Pins)
 }
 
 // Property: bad options are refused.

@@ -31,6 +31,8 @@ const (
 // leave free, up to a tenth of the bytes and asideMostKeys, and give it back, oldest first, when values come for it. A hundredth is theirs even
 // in a full memory: with nothing, an absent key that is asked for all the time would never be answered from here.
 //
+// Pinned keys stand in a region that no new cell pushes anything out of: see pin.
+//
 // A read moves nothing: it raises the cell's own counter. Only puts, removals and the sweep take the lock.
 // Lock order: a stripe's lock, then this one.
 type evictPolicy struct {
@@ -41,6 +43,8 @@ type evictPolicy struct {
 	target       int64 // bytes the window may have
 	window, main cellRegion
 	aside        cellRegion // absent entries
+	pinned       cellRegion
+	pins         map[uint64]*localOwner // hashes of pinned keys, whether they have a cell or not, and whose they are
 	windowGhosts ghostList
 	mainGhosts   ghostList
 	hand         *cellHead // where the sweep goes on; nil: at the first cell
@@ -48,17 +52,18 @@ type evictPolicy struct {
 }
 
 func newEvictPolicy(maxBytes int64, k *coarseClock) *evictPolicy {
-	return &evictPolicy{max: maxBytes, target: maxBytes / 100 * windowShare, clock: k}
+	return &evictPolicy{max: maxBytes, target: maxBytes / 100 * windowShare, clock: k, pins: make(map[uint64]*localOwner)}
 }
 
 // add takes a new cell in and returns victims with the cells appended that had to go for it: dead, in no region. The cell itself can be one.
 func (p *evictPolicy) add(c *cellHead, victims []*cellHead) []*cellHead {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	region := stateWindow
+	region := p.homeLocked(c)
 	switch {
-	case c.absent():
-		region = stateAside
+	case region == statePinned:
+		c.setUses(stateUses) // as one that was asked for much
+	case region == stateAside:
 	case p.windowGhosts.take(c.tail().hash):
 		p.moveBorder(int64(c.bytes), p.windowGhosts.n, p.mainGhosts.n)
 		region = stateMain
@@ -70,26 +75,35 @@ func (p *evictPolicy) add(c *cellHead, victims []*cellHead) []*cellHead {
 	return p.balanceLocked(victims)
 }
 
-// replace puts c where old stands, with old's reads; if old is gone, it adds c. Where one is absent and the other is not, c stands where
-// a new cell would: only so does each region hold its own kind.
+// replace puts c where old stands, with old's reads; if old is gone, it adds c. Main's cells stay there if a new cell of the kind would begin in
+// the window; else c stands where a new cell would: only so does each region hold its own kind.
 func (p *evictPolicy) replace(old, c *cellHead, victims []*cellHead) []*cellHead {
 	p.mu.Lock()
-	region := old.region()
-	if region == 0 {
+	was := old.region()
+	if was == 0 {
 		p.mu.Unlock()
 		return p.add(c, victims)
 	}
 	defer p.mu.Unlock()
-	switch {
-	case c.absent():
-		region = stateAside
-	case region == stateAside:
-		region = stateWindow
+	region := p.homeLocked(c)
+	if region == stateWindow && was == stateMain {
+		region = stateMain
 	}
 	c.setUses(old.uses())
 	p.unlinkLocked(old)
 	p.linkLocked(c, region)
 	return p.balanceLocked(victims)
+}
+
+// homeLocked is the region in which a new cell begins.
+func (p *evictPolicy) homeLocked(c *cellHead) uint32 {
+	switch {
+	case p.pinnedLocked(c.tail().hash):
+		return statePinned
+	case c.absent():
+		return stateAside
+	}
+	return stateWindow
 }
 
 // remove forgets a cell that was killed. It may be gone already.
@@ -128,7 +142,7 @@ func (p *evictPolicy) rewind() {
 	p.mu.Unlock()
 }
 
-// removeAll forgets every cell.
+// removeAll forgets every cell and every pin.
 func (p *evictPolicy) removeAll() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -137,6 +151,7 @@ func (p *evictPolicy) removeAll() {
 			p.unlinkLocked(r.oldest)
 		}
 	}
+	clear(p.pins)
 }
 
 // entries returns the number of the cells that stay.
@@ -158,6 +173,7 @@ func (p *evictPolicy) moveBorder(step int64, hit, other int) {
 
 // balanceLocked evicts until the bytes fit, and lets the window's surplus go on to main while they do.
 func (p *evictPolicy) balanceLocked(victims []*cellHead) []*cellHead {
+	p.unpinColdestLocked()
 	if p.used > p.max || p.asideFullLocked() {
 		now := p.clock.now()
 		for p.asideFullLocked() || p.used > p.max && p.aside.bytes > p.max/100*asideKeep {
@@ -168,10 +184,15 @@ func (p *evictPolicy) balanceLocked(victims []*cellHead) []*cellHead {
 		}
 	}
 	// What is left of the window's surplus goes on only while there is room beside it: else it would pass the contest by.
-	for p.window.bytes > p.target && p.used+p.max/16 <= p.max {
+	for p.windowOverLocked() && p.used+p.max/16 <= p.max {
 		p.promoteLocked(p.window.oldest)
 	}
 	return victims
+}
+
+// windowOverLocked reports whether the window has more than its share of what pinned cells leave.
+func (p *evictPolicy) windowOverLocked() bool {
+	return p.window.bytes > min(p.target, (p.max-p.pinned.bytes)/100*windowShareMax)
 }
 
 // asideFullLocked reports whether absent entries have more than they ever may.
@@ -195,7 +216,7 @@ func (p *evictPolicy) makeRoomAsideLocked(now int64, victims []*cellHead) []*cel
 // makeRoomLocked takes one step towards room among the values: a cell evicted, promoted or given a second chance.
 func (p *evictPolicy) makeRoomLocked(now int64, victims []*cellHead) []*cellHead {
 	c, v := p.window.oldest, p.main.oldest
-	fromWindow := v == nil || c != nil && p.window.bytes > p.target
+	fromWindow := v == nil || c != nil && p.windowOverLocked()
 	switch {
 	case fromWindow && c.over(now):
 		return p.expireLocked(c, victims)
@@ -283,12 +304,16 @@ func (p *evictPolicy) regionOf(c *cellHead) *cellRegion {
 		return &p.main
 	case stateAside:
 		return &p.aside
+	case statePinned:
+		return &p.pinned
 	}
 	return nil
 }
 
 // regions are all regions in the sweep's order.
-func (p *evictPolicy) regions() []*cellRegion { return []*cellRegion{&p.window, &p.main, &p.aside} }
+func (p *evictPolicy) regions() []*cellRegion {
+	return []*cellRegion{&p.window, &p.main, &p.aside, &p.pinned}
+}
 
 // passHandLocked moves the sweep's hand off a cell that is about to move.
 func (p *evictPolicy) passHandLocked(c *cellHead) {
@@ -297,8 +322,9 @@ func (p *evictPolicy) passHandLocked(c *cellHead) {
 	}
 }
 
-// afterLocked is the cell that the sweep looks at after c: the window's cells from the oldest on, then main's, then the absent ones. Cells
-// only move to places that the sweep has still to see, so a pass misses none.
+// afterLocked is the cell that the sweep looks at after c: the window's cells from the oldest on, then main's, the absent ones and
+// the pinned ones. Cells only move to places that the sweep has still to see, so a pass misses none; only those that are no longer pinned go back
+// to main, and may be seen by the next pass only.
 func (p *evictPolicy) afterLocked(c *cellHead) *cellHead {
 	if next := c.tail().next; next != nil {
 		return next
