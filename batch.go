@@ -158,8 +158,7 @@ func (c *Cache[K, V]) loadMany(ctx context.Context, parts []part[K, V]) {
 		keys[i] = p.key
 	}
 	rows, took, err := rebuild.RunAs(ctx, c.loads, parts[0].why.class, func(ctx context.Context) (map[K]V, error) {
-		c.count.loads.Add(1)
-		c.count.loadedKeys.Add(uint64(len(keys)))
+		c.asking(len(keys))
 		return c.o.LoadMany(ctx, keys)
 	})
 	c.loadedMany(parts, took, err)
@@ -185,7 +184,7 @@ func (c *Cache[K, V]) loadMany(ctx context.Context, parts []part[K, V]) {
 	for i, filled := range c.fillMany(ctx, fills) {
 		p := filling[i]
 		p.call.Run(func() (answer[V], error) {
-			c.filled(p.claim, entries[i], fills[i], filled)
+			c.filled(p.claim, &entries[i], fills[i], filled)
 			return answer[V]{Entry: entries[i], tier: Source}, nil
 		})
 	}

@@ -3,7 +3,6 @@ package tiercache
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"time"
 
 	"github.com/tiercache/tiercache/layers"
@@ -304,27 +303,27 @@ func (c *Cache[K, V]) load(ctx context.Context, key K, id string, why cause) (la
 // and kept nowhere: an invalidation came in between (R1, R6, R7).
 func (c *Cache[K, V]) fill(ctx context.Context, claim *claim[K, V], entry layers.Entry[V]) answer[V] {
 	if fill, ok := c.encoded(ctx, claim, entry); ok {
-		c.filled(claim, entry, fill, c.fillMany(ctx, []layers.Fill{fill})[0])
+		c.filled(claim, &entry, fill, c.fillMany(ctx, []layers.Fill{fill})[0])
 	}
 	return answer[V]{Entry: entry, tier: Source}
 }
 
-// filled keeps in memory what a fill stored.
-func (c *Cache[K, V]) filled(claim *claim[K, V], entry layers.Entry[V], fill layers.Fill, filled layers.Filled) {
+// filled keeps in memory what a fill stored, and gives entry its ends.
+func (c *Cache[K, V]) filled(claim *claim[K, V], entry *layers.Entry[V], fill layers.Fill, filled layers.Filled) {
 	entry.Size = len(fill.Payload)
 	if filled.Err != nil {
 		claim.unknown = true
-		alive(&entry, layers.Lives{Soft: fill.Soft, Hard: fill.Hard})
+		alive(entry, layers.Lives{Soft: fill.Soft, Hard: fill.Hard})
 		entry.Cap(fill.Lease.Cut)
-		c.keepDoubtful(claim.key, entry, claim.mark)
+		c.keepDoubtful(claim.key, *entry, claim.mark)
 		return
 	}
 	switch filled.Result {
 	case layers.Stored, layers.StoredEarlier:
 		entry.Born = filled.Born
-		alive(&entry, layers.Lives{Soft: fill.Soft, Hard: fill.Hard})
+		alive(entry, layers.Lives{Soft: fill.Soft, Hard: fill.Hard})
 		entry.Cap(filled.Hard)
-		c.keep(claim.key, entry, claim.mark, claim.why)
+		c.keep(claim.key, *entry, claim.mark, claim.why)
 	case layers.Refused, layers.WindowOver, layers.Older:
 		c.count.loadsRefused.Add(1)
 	}
@@ -360,6 +359,3 @@ func (c *Cache[K, V]) bump(key K, id string) {
 		c.o.Hooks.Invalidated(keyHash(id), true)
 	}
 }
-
-// random is uniform in [0,1), for jitter.
-func random() float64 { return rand.Float64() } //nolint:gosec // spreads expiries; nothing secret depends on it

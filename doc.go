@@ -77,8 +77,10 @@
 //	    FuzzEscapeIsInjective
 //	P13 A life is what it says: jitter only shortens, to the millisecond; memory never outlives what Redis kept; nothing depends on two
 //	    machines' clocks agreeing. Limits: Redis itself expires by its master's clock, so a failover to a slower one lengthens lives by
-//	    the difference; within 5 ms after a process was stopped and continued an entry may be answered past its end.
-//	    TestMemoryNeverOutlivesRedis, TestLivesInRedis, TestLivesAreExact, TestJitterOnlyShortensAndSpreads, TestExpiryIsExact
+//	    the difference; within 5 ms after a process was stopped and continued an entry may be answered past its end; while the cache is
+//	    cold (see Avalanche) a key's first life may be as short as a tenth of TTL.
+//	    TestMemoryNeverOutlivesRedis, TestLivesInRedis, TestLivesAreExact, TestJitterOnlyShortensAndSpreads, TestShortLivesAreJitteredMore,
+//	    TestKeysLoadedTogetherDoNotEndTogether, TestColdSpreadIsOnceAKey, TestColdSpreadWhereRedisIsEmpty, TestExpiryIsExact
 //
 // # Keys
 //
@@ -94,6 +96,15 @@
 // What a loader or Set gives is shared by all callers and by memory: it must not be changed, or Options.Clone be given. A nil pointer, an
 // empty string and an empty slice are values; only ErrNotFound says that there is none. A V of interface type, or with unexported fields,
 // comes back from Redis as the Codec makes it. A value that cannot be encoded or is too large is answered, kept in memory only and counted.
+//
+// # Avalanche
+//
+// What is loaded together does not end together. Jitter takes up to a tenth off every life (a fifth off those below two minutes), anew each
+// time and in each tier. While the cache is cold, what is loaded lives for a share of its TTL between a tenth and all of it instead, once a key; the
+// share is the key's own and the same in every process. It is cold for one TTL: after New, where there is no Redis; after a namespace began,
+// was cleared, or Redis may have lost data (then only for keys of which nothing stale stands); and after a process loaded, within ten seconds,
+// more than three times what it loads on average, and at least a thousand keys. It costs at most one load more a key, in that one TTL.
+// A negative Jitter turns both off. Limit: a process that starts after a flush which nobody noticed takes the namespace for an old one.
 //
 // # Contexts
 //

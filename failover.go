@@ -50,6 +50,7 @@ func (l *loss) steady() {
 // repeated; to ask each key for its master would cost more than the repetition. If what came back is older than the invalidations that are
 // remembered (back is how much older, 0 where that cannot be told), all keys are.
 func (c *Cache[K, V]) lost(back time.Duration) {
+	c.cold.begin(time.Now(), nothingStands)
 	if c.loss.announced != nil {
 		ids, _ := c.loss.announced.All() // too many: then what they may have hidden is cleared below
 		c.announces.Add(ids...)

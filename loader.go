@@ -37,6 +37,10 @@ type Entry[V any] struct {
 	Stale bool          // past its soft end: it is being rebuilt, or that failed
 	Age   time.Duration // since it was stored; since it was loaded where Redis did not store it
 	Tier  Tier          // where it came from; of callers that shared one rebuild, each is told the same
+
+	// FreshFor is how long it stays fresh yet, if nothing invalidates it: what a Cache-Control header may promise. Zero: it is stale, or it was
+	// answered without being stored.
+	FreshFor time.Duration
 }
 
 // GetEntry is Get with what is known of the value: whether it is stale, how old it is and where it came from.
@@ -51,7 +55,7 @@ func (c *Cache[K, V]) GetEntry(ctx context.Context, key K) (Entry[V], error) {
 		c.count.memoryHits.add()
 		e := Entry[V]{Value: c.cloned(v), Tier: Memory}
 		if copied, ok := c.local.Look(key); ok {
-			e.Value, e.Age = c.cloned(copied.Value), time.Since(copied.Born)
+			e.Value, e.Age, e.FreshFor = c.cloned(copied.Value), time.Since(copied.Born), freshFor(copied.Soft)
 		}
 		return e, nil
 	}
@@ -59,7 +63,15 @@ func (c *Cache[K, V]) GetEntry(ctx context.Context, key K) (Entry[V], error) {
 	if err := c.get(ctx, key, &a); err != nil {
 		return Entry[V]{Tier: a.tier}, err
 	}
-	return Entry[V]{Value: a.Value, Stale: a.stale, Age: time.Since(a.Born), Tier: a.tier}, nil
+	return Entry[V]{Value: a.Value, Stale: a.stale, Age: time.Since(a.Born), Tier: a.tier, FreshFor: freshFor(a.Soft)}, nil
+}
+
+// freshFor is how long something is fresh yet whose soft end is this; zero for none and for one that has passed.
+func freshFor(soft time.Time) time.Duration {
+	if soft.IsZero() {
+		return 0
+	}
+	return max(time.Until(soft), 0)
 }
 
 // answer is what a rebuild ends with and what a caller is given.
@@ -131,10 +143,16 @@ func contextError(ctx context.Context) error {
 	return errors.Join(err, cause)
 }
 
+// asking counts one call of the loader, for n keys.
+func (c *Cache[K, V]) asking(n int) {
+	c.count.loads.Add(1)
+	c.count.loadedKeys.Add(uint64(n)) //nolint:gosec // never negative
+	c.cold.loading(n, c.o.TTL, time.Now())
+}
+
 // loadOne asks the loader for one key.
 func (c *Cache[K, V]) loadOne(ctx context.Context, key K) (V, error) {
-	c.count.loads.Add(1)
-	c.count.loadedKeys.Add(1)
+	c.asking(1)
 	if c.o.Load != nil {
 		return c.o.Load(ctx, key)
 	}
@@ -190,43 +208,6 @@ func countsAsFailure(err error) bool {
 	var panicked *PanicError
 	return !errors.As(err, &panicked) && !errors.Is(err, ErrGoexit) && !turnedAway(err) &&
 		!errors.Is(err, ErrClosed) && !errors.Is(err, ErrNotFound)
-}
-
-// lives draws how long a loaded entry lives; zero: it is answered and not stored.
-func (c *Cache[K, V]) lives(key K, e layers.Entry[V]) layers.Lives {
-	if e.Absent {
-		if c.o.AbsentTTL < 0 {
-			return layers.Lives{}
-		}
-		return layers.NewLives(c.alone(c.o.AbsentTTL), 0, c.o.Jitter, random())
-	}
-	ttl := c.o.TTL
-	if c.o.TTLFor != nil {
-		switch own := c.o.TTLFor(key, e.Value); {
-		case own < 0:
-			return layers.Lives{}
-		case own > 0:
-			ttl = min(ttl, own)
-		}
-	}
-	return layers.NewLives(c.alone(ttl), c.o.MaxStale, c.o.Jitter, random())
-}
-
-// alone is ttl, at most MemoryTTL where memory is all there is.
-func (c *Cache[K, V]) alone(ttl time.Duration) time.Duration {
-	if c.shared == nil {
-		return min(ttl, c.o.MemoryTTL)
-	}
-	return ttl
-}
-
-// alive gives e the ends of its life, counted from its birth; false: it has none and is not stored.
-func alive[V any](e *layers.Entry[V], l layers.Lives) bool {
-	if l.Hard <= 0 {
-		return false
-	}
-	e.Soft, e.Hard = e.Born.Add(l.Soft), e.Born.Add(l.Hard)
-	return true
 }
 
 // keep puts an entry into memory if the mark still stands. What a Refresh brings is a new beginning: marks taken before refuse from then

@@ -44,6 +44,7 @@ type Cache[K comparable, V any] struct {
 	// invalidation opened.
 	fillWindows, setWindows *consistency.Windows
 
+	cold   cold // when everything was lost, or much of it is loaded at once
 	count  counters
 	closed atomic.Bool
 	heard  atomic.Bool // the bus has been heard once: from now on silence is a gap
@@ -86,6 +87,7 @@ func (c *Cache[K, V]) open() (err error) {
 		return err
 	}
 	if c.o.Shared == nil {
+		c.cold.begin(time.Now(), nothingStands)
 		return nil
 	}
 	return c.join()
@@ -95,7 +97,7 @@ func (c *Cache[K, V]) open() (err error) {
 // instead (see lives), and copies stay until their hard end.
 func (c *Cache[K, V]) localOptions() layers.LocalOptions[K, V] {
 	o := layers.LocalOptions[K, V]{
-		Name: c.o.Name, TTL: c.o.MemoryTTL, Jitter: max(c.o.Jitter, 0),
+		Name: c.o.Name, TTL: c.o.MemoryTTL, Jitter: c.o.jitter(c.o.MemoryTTL),
 		String: c.keys.text, Direct: c.keys.direct, Parse: c.keys.parse,
 		SizeOf: c.o.SizeOf,
 		SizeAny: func(v V) (size int) {
@@ -165,6 +167,7 @@ func (c *Cache[K, V]) events() layers.Events {
 			c.told(true)
 			c.wake()
 		},
+		Begun:  func(since time.Time) { c.cold.begin(since, nothingStands) },
 		Lost:   c.lost,
 		Steady: c.loss.steady,
 		Tick:   c.wake,

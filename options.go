@@ -43,7 +43,7 @@ type Options[K comparable, V any] struct {
 	AbsentTTL    time.Duration            // 1 min; "not found" is kept for; negative: never
 	MaxStale     time.Duration            // 10 min, at most the entry's own TTL; answered so long beyond TTL while it is rebuilt or the source fails; negative: never. Not for absent entries
 	StaleWait    time.Duration            // 0: answer stale at once; > 0: wait so long for the rebuild first
-	Jitter       float64                  // 0.10; the fraction of a life taken off at random, [0,1); negative: none
+	Jitter       float64                  // the fraction of each life taken off at random, [0,1); 0: 0.10, of lives below 2 min 0.20; negative: none, and no cold spread (see the package comment)
 	RefreshAhead float64                  // 0.8; validated here, takes effect with the work on hot keys, [0,1); negative: never
 	DeleteWindow time.Duration            // 1 s; the delay of the delayed double delete: longer than the database's replica lag
 	LoadTimeout  time.Duration            // 3 s; one load, whoever waits
@@ -67,7 +67,6 @@ const (
 	defaultMemoryTTL    = time.Minute
 	defaultAbsentTTL    = time.Minute
 	defaultMaxStale     = 10 * time.Minute
-	defaultJitter       = 0.10
 	defaultRefreshAhead = 0.8
 	defaultDeleteWindow = time.Second
 	defaultLoadTimeout  = 3 * time.Second
@@ -137,7 +136,7 @@ func (o Options[K, V]) withDefaults() (Options[K, V], error) {
 		name  string
 		value *float64
 		zero  float64
-	}{{"Jitter", &o.Jitter, defaultJitter}, {"RefreshAhead", &o.RefreshAhead, defaultRefreshAhead}} {
+	}{{"Jitter", &o.Jitter, 0}, {"RefreshAhead", &o.RefreshAhead, defaultRefreshAhead}} {
 		if math.IsNaN(*f.value) || *f.value >= 1 {
 			wrong("%s is %v, it must be below 1", f.name, *f.value)
 		}

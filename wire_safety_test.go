@@ -318,6 +318,7 @@ func TestLivesInRedis(t *testing.T) {
 				}
 				return rows, nil
 			}
+			settle(t, client(t), name) // in a new namespace lives are spread
 			a := openPeer(t, client(t), o)
 			var one, many []string
 			for i := range single + batch {

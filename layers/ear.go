@@ -127,7 +127,7 @@ func (e *ear) handleLocked(ev event) bool {
 		if err != nil {
 			return false
 		}
-		e.space.adopt(generation, true)
+		e.space.adopt(generation, true, time.Now())
 	case eventFilter:
 		run(e.events.Filter)
 	case eventLost:

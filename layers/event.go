@@ -20,6 +20,9 @@ type Events struct {
 	// Cleared is called when the generation has moved up: everything kept so far is of an older one. Whoever learns of it first calls
 	// it: an event, a heartbeat, a Get that met a newer value.
 	Cleared func()
+	// Begun is called when this process has learned of a generation that it did not know, of whatever age, with the moment at which it
+	// began: nothing that may be answered was stored before. A namespace that is used for the first time begins, and one that was cleared.
+	Begun func(since time.Time)
 	// Filter is called when another process has stored a new filter snapshot.
 	Filter func()
 	// Deaf is called when events may have been lost, or may be lost from now on: nothing that memory keeps is trusted until Hear. It is

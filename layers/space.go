@@ -191,7 +191,7 @@ func (s *Space) agree(ctx context.Context, move bool) error {
 	if known != 0 || uint64(g) != uint64(stored) { //nolint:gosec // as above
 		s.renewed.Store(a.now)
 	}
-	s.ear.do(func() { s.adopt(uint64(g), move) })
+	s.ear.do(func() { s.adopt(uint64(g), move, a.local(g/1000)) })
 	if s.generation.Load() == 0 {
 		return errSpaceClosed // the ear does nothing any more
 	}
@@ -199,18 +199,22 @@ func (s *Space) agree(ctx context.Context, move bool) error {
 }
 
 // adopt makes g the generation unless a greater one is known, and reports that everything kept so far is of an older one. cleared says
-// that somebody moved the generation; a process that learns its first one otherwise has kept nothing of an older one.
+// that somebody moved the generation; a process that learns its first one otherwise has kept nothing of an older one. A generation is the
+// moment at which it began: since, by this process's clock.
 //
 // The ear calls it, one event at a time: who comes second and finds the generation moved finds Cleared done too.
 //
 // The generation moves before Cleared drops what is kept: 1 a reader takes a mark; 2 it reads a value from Redis and judges it by the
 // generation; 3 it puts it under the mark. Were Cleared first, a mark taken after it could stand for a value judged by the old generation.
-func (s *Space) adopt(g uint64, cleared bool) {
+func (s *Space) adopt(g uint64, cleared bool, since time.Time) {
 	old := s.generation.Load()
 	if g <= old || g >= exact {
 		return
 	}
 	s.generation.Store(g)
+	if s.o.Events.Begun != nil {
+		s.o.Events.Begun(since)
+	}
 	if (old != 0 || cleared) && s.o.Events.Cleared != nil {
 		s.o.Events.Cleared()
 	}

@@ -257,8 +257,8 @@ func TestClearedComesAfterTheGenerationMoved(t *testing.T) {
 		require.Len(t, seen, 2)
 		require.True(t, slices.IsSorted(seen))
 		require.Equal(t, s.generation.Load(), seen[1])
-		s.adopt(seen[0], true) // an event that comes late
-		s.adopt(exact, true)
+		s.adopt(seen[0], true, time.Now()) // an event that comes late
+		s.adopt(exact, true, time.Now())
 		require.Len(t, seen, 2)
 	})
 }
