@@ -3,7 +3,6 @@ package tiercache
 import (
 	"context"
 	"errors"
-	"iter"
 	"time"
 
 	"github.com/tiercache/tiercache/bloom"
@@ -11,38 +10,6 @@ import (
 
 // filterKeptFor is how often the expiries of snapshot and stream, which are a day, are renewed. Chosen; not tuned.
 const filterKeptFor = time.Minute
-
-// errNoFilter is what BuildFilter returns where Options.Filter is zero.
-var errNoFilter = errors.New("tiercache: the cache has no Filter")
-
-// BuildFilter builds the filter from a scan of all keys that exist, and believes it from then on: keys that are neither in it nor announced
-// since are answered ErrNotFound without asking the source. Until it returned nil, and whenever the filter is in doubt, everything passes.
-//
-// Rows that come into being while it runs must be announced, as always. The filter is stored in Redis, from where the other processes fetch
-// it: one of them builds. An error of rows ends the build; what was believed before stays. It takes as long as the scan.
-func (c *Cache[K, V]) BuildFilter(ctx context.Context, rows iter.Seq2[K, error], o bloom.BuildOptions) (bloom.BuildReport, error) {
-	if err := c.usable(ctx); err != nil {
-		return bloom.BuildReport{}, err
-	}
-	if c.filter == nil {
-		return bloom.BuildReport{}, errNoFilter
-	}
-	if rows == nil {
-		return bloom.BuildReport{}, errors.New("tiercache: nil rows")
-	}
-	ids := func(yield func(string, error) bool) {
-		for key, err := range rows {
-			var id string
-			if err == nil {
-				id, err = c.keys.id(key)
-			}
-			if !yield(id, err) {
-				return
-			}
-		}
-	}
-	return c.filter.Build(ctx, ids, o, c.filterStore())
-}
 
 // filterStore is where the filter's snapshot and the announcements are kept; nil without Redis.
 func (c *Cache[K, V]) filterStore() bloom.Store {
@@ -73,9 +40,9 @@ func (c *Cache[K, V]) certainlyAbsent(id string, why cause) bool {
 func (c *Cache[K, V]) keepFilter(ctx context.Context) {
 	store := c.filterStore()
 	if c.newFilter.Swap(false) {
-		if err := c.filter.Adopt(ctx, store); err != nil && !errors.Is(err, bloom.ErrNoSnapshot) {
+		if err := c.filter.Adopt(ctx, store); err != nil && !saysNoFilter(err) {
 			c.filterFailed(ctx, err)
-			if !errors.Is(err, bloom.ErrBehind) && !errors.Is(err, bloom.ErrSnapshot) {
+			if !errors.Is(err, bloom.ErrBehind) && !errors.Is(err, bloom.ErrSnapshot) && !errors.Is(err, bloom.ErrTooLarge) {
 				c.newFilter.Store(true) // not fetched: again with the next tick
 			}
 		}
@@ -91,9 +58,12 @@ func (c *Cache[K, V]) keepFilter(ctx context.Context) {
 		return
 	}
 	c.filterKept = time.Now()
-	if !c.filter.Believed() { // perhaps somebody built it anew while this process was deaf
-		c.newFilter.Store(true)
-	}
+	c.newFilter.Store(true) // perhaps somebody built it anew, or doubts it, and the event was lost
+}
+
+// saysNoFilter reports whether err of Adopt is no failure: there is nothing to believe.
+func saysNoFilter(err error) bool {
+	return errors.Is(err, bloom.ErrNoSnapshot) || errors.Is(err, bloom.ErrDoubted)
 }
 
 func (c *Cache[K, V]) filterFailed(ctx context.Context, err error) {

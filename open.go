@@ -165,6 +165,7 @@ func (c *Cache[K, V]) events() layers.Events {
 			c.local.Hear()
 			c.flights.ForgetAll() // the event that revoked a load under way may be among those missed
 			c.told(true)
+			c.newFilter.Store(true)
 			c.wake()
 		},
 		Begun:  func(since time.Time) { c.cold.begin(since, nothingStands) },

@@ -21,8 +21,9 @@ const (
 
 // BuildReport is what a build did.
 type BuildReport struct {
-	Rows uint64        // keys that the scan gave, repetitions included
-	Took time.Duration // in all, storing the snapshot included
+	Rows    uint64        // keys that the scan gave, repetitions included
+	Took    time.Duration // in all, storing the snapshot included
+	Adopted bool          // of the cache's BuildFilter: another process built the filter that is believed here now; what was scanned here, if anything, is not used
 }
 
 // Build makes a filter of all existing keys and believes it; until then the one before stays in force, and it stays for good if
@@ -30,9 +31,9 @@ type BuildReport struct {
 // announcements are being collected. An error of a row ends the build with that error, the end of ctx with its; a scan that waits
 // for the source must itself end with ctx. A second Build meanwhile fails with ErrBuilding.
 //
-// With a store the filter is then stored for the other processes. If only that fails, the filter is in force in this process and
-// the error says so. With st nil the filter knows this process's announcements only. ErrBehind means that announcements were lost
-// while it was built, or shortly before.
+// With a store the filter is first stored for the other processes. If a newer one stands there, ErrSuperseded says so and nothing has changed.
+// If only the storing fails, the filter is in force in this process and the error says so. With st nil the filter knows this process's
+// announcements only. ErrBehind means that announcements were lost while it was built, or shortly before.
 //
 // The race: 1. The scan passes the place of a row. 2. The row is announced and commits. 3. The new filter is believed. Closed by
 // the order: the store is made to keep announcements; Add's reach the new filter; then the scan begins; then the store's
@@ -49,20 +50,20 @@ func (g *Guard) Build(ctx context.Context, rows iter.Seq2[string, error], o Buil
 	}
 	defer g.building.Store(false)
 	started := time.Now()
-	s := &scan{guard: g, store: st, options: o, started: started, next: &belief{shared: st != nil}}
+	s := &scan{guard: g, store: st, options: o, started: started, next: &belief{}}
 	if st != nil {
-		cursor, whole, err := st.BeginFilter(ctx, Reach)
+		cursor, generation, whole, err := st.BeginFilter(ctx, Reach)
 		if err != nil {
 			return BuildReport{}, fmt.Errorf("bloom: beginning a build: %w", err)
 		}
 		if !whole {
 			return BuildReport{}, fmt.Errorf("%w: more came in the last %v than the store keeps; build when fewer come", ErrBehind, Reach)
 		}
-		s.next.cursor = cursor
+		s.next.cursor, s.next.generation = cursor, generation
 	}
 	s.builder = newBuilder(g.options)
 	whole := g.receive(s.builder)
-	defer g.dismiss(s.builder)
+	defer func() { g.dismiss(s.builder); g.dismiss(s.next.filter) }()
 	if st == nil && !whole {
 		return BuildReport{}, fmt.Errorf("%w: more than %d came in the last %v; build when fewer come", ErrBehind, maxLog, Reach)
 	}
@@ -156,27 +157,45 @@ func (s *scan) pace(ctx context.Context, now time.Time) error {
 	}
 }
 
-// finish brings the new filter up to date, believes it and stores it.
+// finish makes a filter of what was built, stores it and believes it. It is stored first: only the store knows whether a newer one stands. The
+// turn is taken only then, so that the filter in force is kept up to date meanwhile.
 func (s *scan) finish(ctx context.Context) error {
 	g := s.guard
-	if err := g.take(ctx); err != nil {
+	if s.store == nil {
+		g.complete(s)
+		return g.believe(s.next)
+	}
+	if err := g.follow(ctx, s.store, s.next, s.builder); err != nil {
 		return err
 	}
+	g.complete(s)
+	stored, failed := s.store.SaveFilter(ctx, s.next.generation, s.next.cursor, s.next.filter.Snapshot())
+	if failed == nil && !stored {
+		return ErrSuperseded
+	}
+	if err := g.take(ctx); err != nil {
+		return errors.Join(failed, err)
+	}
 	defer g.give()
-	if s.store != nil {
-		if err := g.follow(ctx, s.store, s.next, s.builder); err != nil {
+	if failed == nil { // else the store would hardly answer, and what it has announced since comes with the next CatchUp
+		if err := g.follow(ctx, s.store, s.next, s.next.filter); err != nil {
 			return err
 		}
 	}
-	b := g.believe(s.builder, func() *belief {
-		s.next.filter = s.builder.filter() // only now: until this moment Add goes into the builder's bits
-		return s.next
-	})
-	if s.store == nil {
-		return nil
+	if err := g.believe(s.next); err != nil {
+		return errors.Join(failed, err)
 	}
-	if err := s.store.SaveFilter(ctx, b.cursor, b.filter.Snapshot()); err != nil {
-		return errors.Join(errors.New("bloom: the filter is in force in this process, but the others cannot fetch it"), err)
+	if failed != nil {
+		return errors.Join(errors.New("bloom: the filter is in force in this process, but the others cannot fetch it"), failed)
 	}
 	return nil
+}
+
+// complete makes the builder's bits a filter. Add goes into the bits until this moment, and to the filter from then on.
+func (g *Guard) complete(s *scan) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.incoming, s.builder)
+	s.next.filter = s.builder.filter()
+	g.incoming[s.next.filter] = struct{}{}
 }

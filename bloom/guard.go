@@ -23,18 +23,32 @@ var (
 	// ErrBehind is what Adopt, CatchUp and Build fail with when announcements are lost which the filter would need: the filter
 	// cannot be believed, and a new build is due.
 	ErrBehind = errors.New("bloom: announcements that the filter needs are lost")
+	// ErrDoubted is what Adopt, and the end of a Build, fail with for a filter that Doubt was called of, here or in another process: only a
+	// filter whose build began later is believed again.
+	ErrDoubted = errors.New("bloom: the filter called a row absent that exists")
+	// ErrSuperseded is what Build fails with when a filter stands whose build began later: nothing has changed, and Adopt fetches that one.
+	ErrSuperseded = errors.New("bloom: a newer filter stands")
+	// ErrTooLarge is what Adopt fails with for a filter that was built for more keys, or a lower rate, than this guard's Options: it takes
+	// no more memory than they ask for.
+	ErrTooLarge = errors.New("bloom: the stored filter is larger than the Options here ask for")
 )
 
 // Store keeps what a fleet shares of its filter: the snapshot, and the announcements of new rows in the order in which they came.
-// A cursor names an announcement; it is opaque here. Implementations MUST be safe for concurrent calls.
+// A cursor names an announcement; it is opaque here. A generation names a filter: of two, the one whose build began later has the greater; it
+// is the store's time in milliseconds since 1970, times 4096, plus less than that. Implementations MUST be safe for concurrent calls.
 type Store interface {
 	// BeginFilter makes the store keep announcements from now on, if it does not yet, and returns the cursor of the first one
-	// within reach before now. whole is false if announcements within reach are known to be lost.
-	BeginFilter(ctx context.Context, reach time.Duration) (cursor string, whole bool, err error)
-	// SaveFilter stores a snapshot that holds all announcements up to cursor, and tells the fleet.
-	SaveFilter(ctx context.Context, cursor string, snapshot []byte) error
-	// LoadFilter returns the snapshot stored last, and its cursor; a nil snapshot if there is none.
-	LoadFilter(ctx context.Context) (snapshot []byte, cursor string, err error)
+	// within reach before now, and the generation of a filter whose scan begins now. whole is false if announcements within reach are
+	// known to be lost.
+	BeginFilter(ctx context.Context, reach time.Duration) (cursor string, generation uint64, whole bool, err error)
+	// SaveFilter stores the snapshot of that generation, which holds all announcements up to cursor, and tells the fleet. A nil snapshot
+	// says instead that the filters up to that generation are doubted: what stands is taken away. In one step with looking: it MUST
+	// return false and do nothing where a newer one stands, or a snapshot is to take the place of the word that it is doubted.
+	SaveFilter(ctx context.Context, generation uint64, cursor string, snapshot []byte) (stored bool, err error)
+	// StandingFilter returns the generation of what was stored last, and whether that is the word that it is doubted; 0 for nothing.
+	StandingFilter(ctx context.Context) (generation uint64, doubted bool, err error)
+	// LoadFilter returns the snapshot stored last, with its generation and cursor; a nil snapshot if there is none or it is doubted.
+	LoadFilter(ctx context.Context) (snapshot []byte, generation uint64, cursor string, err error)
 	// Announced returns the keys announced from cursor on, some at a time, and the cursor to go on with; the same cursor means that
 	// there was nothing more when the call began. The announcement at cursor itself may be among them. whole MUST be false if any
 	// announcement after cursor may be lost: keys and next then mean nothing.
@@ -49,7 +63,7 @@ const (
 	Unbuilt  State = iota // there never was a filter here: everything passes
 	Believed              // what the filter says is absent is absent
 	Lagging               // the announcements were not read for MaxLag: everything passes until CatchUp succeeds
-	Doubted               // announcements are lost, or Doubt was called: everything passes until the next Build or Adopt
+	Doubted               // announcements are lost, or Doubt was called: everything passes until another filter is built
 )
 
 func (s State) String() string {
@@ -89,6 +103,9 @@ type Guard struct {
 	mu       sync.Mutex // guards what follows, and is held to move belief
 	log      announcedLog
 	incoming map[adder]struct{} // filters that will be believed later: additions go to them as well
+	refused  uint64             // no filter of this generation or an older one is believed: Doubt was called of it
+	untold   uint64             // of refused: what the store was not told yet; 0: it knows
+	unusable unusable           // what was found in the store last and is not fetched again
 }
 
 // adder is a filter, or what becomes one.
@@ -96,10 +113,11 @@ type adder interface{ Add(key string) }
 
 // belief is a filter that is believed, and why.
 type belief struct {
-	filter    *Filter
-	shared    bool         // its announcements come through a store
-	confirmed atomic.Int64 // when the store was last asked and had nothing more, since Guard.started
-	cursor    string       // up to which announcements are in filter; changed only by who holds the turn
+	filter *Filter
+	// generation is the store's; 0 for a filter whose announcements do not come through a store.
+	generation uint64
+	confirmed  atomic.Int64 // when the store was last asked and had nothing more, since Guard.started
+	cursor     string       // up to which announcements are in filter; changed only by who holds the turn
 }
 
 // NewGuard returns a guard without a filter: everything passes. The error names all mistakes in o.
@@ -121,7 +139,7 @@ func (g *Guard) Absent(key string) bool {
 // current reports whether b's knowledge of the announcements is young enough. Asked after the filter, because only an absent key
 // needs the clock.
 func (g *Guard) current(b *belief) bool {
-	return !b.shared || time.Since(g.started)-time.Duration(b.confirmed.Load()) <= MaxLag
+	return b.generation == 0 || time.Since(g.started)-time.Duration(b.confirmed.Load()) <= MaxLag
 }
 
 // Add makes keys no longer absent, from when it returns: in the filter, in one that is being built or fetched, and in one whose
@@ -145,16 +163,21 @@ func addAll(a adder, keys []string) {
 	}
 }
 
-// Doubt lets everything pass until the next Build or Adopt: for whoever saw the filter call a row absent that exists.
+// Doubt lets everything pass until a filter is believed whose build began after that of the one believed now: for whoever saw the filter
+// call a row absent that exists. The next CatchUp tells the fleet.
 func (g *Guard) Doubt() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.doubtLocked(g.belief.Load())
+	if b := g.belief.Load(); b != nil {
+		g.doubtLocked(b)
+		g.refused = max(g.refused, b.generation)
+		g.untold = g.refused
+	}
 }
 
 // doubtLocked ends the belief b, unless another has taken its place.
 func (g *Guard) doubtLocked(b *belief) {
-	if b != nil && g.belief.CompareAndSwap(b, nil) {
+	if g.belief.CompareAndSwap(b, nil) {
 		g.doubted.Store(true)
 	}
 }
@@ -184,91 +207,6 @@ func (g *Guard) Stats() Stats {
 	return Stats{Capacity: g.options.Capacity}
 }
 
-// Adopt fetches the stored snapshot, brings it up to date and believes it: at the start, and when the fleet hears that a new one
-// stands. It fails with ErrNoSnapshot, ErrSnapshot, ErrBehind or the store's error; the filter believed until then stays.
-// It waits for a CatchUp or the end of a Build that is under way. A snapshot that is already in use here is only brought up to date.
-//
-// The race: 1. A snapshot is fetched. 2. A row is announced: to the store after the snapshot's cursor, and perhaps to Add here.
-// 3. The snapshot is believed. Closed because Add's log of the last minute goes into the snapshot and Add itself reaches it from
-// then on, and because the store is read from the snapshot's own cursor until nothing more comes; what is announced after that
-// last reading is the race of every filter: see MaxLag.
-func (g *Guard) Adopt(ctx context.Context, st Store) error {
-	if err := g.take(ctx); err != nil {
-		return err
-	}
-	defer g.give()
-	data, cursor, err := st.LoadFilter(ctx)
-	if err != nil {
-		return fmt.Errorf("bloom: fetching the snapshot: %w", err)
-	}
-	if data == nil {
-		return ErrNoSnapshot
-	}
-	if b := g.belief.Load(); b != nil && b.shared {
-		if s, ok := snapshotSeed(data); ok && s == b.filter.seed {
-			return g.catchUp(ctx, st, b)
-		}
-	}
-	f, err := ReadSnapshot(data)
-	if err != nil {
-		return err
-	}
-	g.receive(f)
-	defer g.dismiss(f)
-	next := &belief{filter: f, shared: true, cursor: cursor}
-	if err := g.follow(ctx, st, next, f); err != nil {
-		return err
-	}
-	g.believe(f, func() *belief { return next })
-	return nil
-}
-
-// CatchUp adds what the fleet announced since the last time: at every heartbeat, and after a gap of the bus. One round trip where
-// nothing was announced. If announcements are lost (ErrBehind), the filter is doubted from then on; another error leaves things
-// as they are, until MaxLag is over. It does nothing without a filter, or for one that was built without a store.
-func (g *Guard) CatchUp(ctx context.Context, st Store) error {
-	if err := g.take(ctx); err != nil {
-		return err
-	}
-	defer g.give()
-	b := g.belief.Load()
-	if b == nil || !b.shared {
-		return nil
-	}
-	return g.catchUp(ctx, st, b)
-}
-
-func (g *Guard) catchUp(ctx context.Context, st Store, b *belief) error {
-	err := g.follow(ctx, st, b, b.filter)
-	if errors.Is(err, ErrBehind) {
-		g.mu.Lock()
-		g.doubtLocked(b)
-		g.mu.Unlock()
-	}
-	return err
-}
-
-// follow adds the announcements after b's cursor to a, until the store had no more when it was asked. The caller holds the turn,
-// or b is its own.
-func (g *Guard) follow(ctx context.Context, st Store, b *belief, a adder) error {
-	for {
-		asked := time.Since(g.started) // before the question: what is announced while it travels may be missing in the answer
-		keys, next, whole, err := st.Announced(ctx, b.cursor)
-		switch {
-		case err != nil:
-			return fmt.Errorf("bloom: reading announcements: %w", err)
-		case !whole:
-			return ErrBehind
-		}
-		addAll(a, keys)
-		if next == b.cursor {
-			b.confirmed.Store(int64(asked))
-			return nil
-		}
-		b.cursor = next
-	}
-}
-
 // receive gives a the announcements of the last Reach, and all that follow. whole is false if some of the last Reach are not
 // known here any more.
 func (g *Guard) receive(a adder) (whole bool) {
@@ -285,16 +223,21 @@ func (g *Guard) dismiss(a adder) {
 	delete(g.incoming, a)
 }
 
-// believe makes what next returns the guard's belief and takes a, which becomes it, off the incoming ones, at one moment: each Add
-// is either before it and reached a, or after it and reaches the believed filter.
-func (g *Guard) believe(a adder, next func() *belief) *belief {
+// believe makes next the guard's belief and takes its filter off the incoming ones, at one moment: each Add is either before it and reached
+// the filter there, or after it and reaches the believed one. It refuses a filter that is doubted, and one that is older than the believed.
+func (g *Guard) believe(next *belief) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	delete(g.incoming, a)
-	b := next()
-	g.belief.Store(b)
+	delete(g.incoming, next.filter)
+	if next.generation != 0 && next.generation <= g.refused {
+		return ErrDoubted
+	}
+	if b := g.belief.Load(); b != nil && b.generation > next.generation && next.generation != 0 {
+		return ErrSuperseded
+	}
+	g.belief.Store(next)
 	g.doubted.Store(false)
-	return b
+	return nil
 }
 
 func (g *Guard) take(ctx context.Context) error {

@@ -214,6 +214,75 @@ func TestDoubtLastsUntilTheNextBuild(t *testing.T) {
 	require.True(t, g.Absent("none"))
 }
 
+// What Doubt was called of is not believed again, neither from the store nor by other processes once they were told, nor by one that starts
+// later; a filter whose build began later is. Broken by: Doubt without refused; CatchUp without tell; known without doubtLocked.
+func TestDoubtedFilterIsNotBelievedAgain(t *testing.T) {
+	st, g, other := stored(t, "a"), newTestGuard(t), newTestGuard(t)
+	require.NoError(t, g.Adopt(t.Context(), st))
+	require.NoError(t, other.Adopt(t.Context(), st))
+	g.Doubt()
+	require.ErrorIs(t, g.Adopt(t.Context(), st), ErrDoubted, "the store still has it")
+	require.Equal(t, Doubted, g.State())
+
+	st.setFail(errors.New("unreachable"))
+	require.Error(t, g.CatchUp(t.Context(), st))
+	st.setFail(nil)
+	require.NoError(t, other.Adopt(t.Context(), st), "not told yet")
+	require.NoError(t, g.CatchUp(t.Context(), st), "it tells again")
+	require.ErrorIs(t, other.Adopt(t.Context(), st), ErrDoubted)
+	require.Equal(t, Doubted, other.State())
+	late := newTestGuard(t)
+	require.ErrorIs(t, late.Adopt(t.Context(), st), ErrDoubted)
+	require.Equal(t, Unbuilt, late.State())
+
+	_, err := other.Build(t.Context(), rowsOf("a", "b"), BuildOptions{}, st)
+	require.NoError(t, err)
+	for _, g := range []*Guard{g, other, late} {
+		require.NoError(t, g.Adopt(t.Context(), st))
+		require.True(t, g.Absent("none"))
+	}
+	require.NoError(t, g.CatchUp(t.Context(), st))
+	require.True(t, g.Absent("none"), "it is not told twice")
+}
+
+// Race: 1. A process builds and stores a filter. 2. Before it believes it, another fetches it and finds it wrong. 3. The first would believe it.
+// Broken by: believe without the comparison with refused.
+func TestFilterDoubtedWhileItIsStoredIsNotBelieved(t *testing.T) {
+	st, g, other := &memoryStore{}, newTestGuard(t), newTestGuard(t)
+	reads := 0
+	st.onRead = func() {
+		if reads++; reads != 2 { // one that completes the filter, and one before it is believed; the rest is the other process's
+			return
+		}
+		require.NoError(t, other.Adopt(t.Context(), st))
+		other.Doubt()
+		require.NoError(t, other.CatchUp(t.Context(), st))
+		_, _, err := g.known(st.stands, st.doubted)
+		require.ErrorIs(t, err, ErrDoubted)
+	}
+	_, err := g.Build(t.Context(), rowsOf("a"), BuildOptions{}, st)
+	require.ErrorIs(t, err, ErrDoubted)
+	require.False(t, g.Absent("none"))
+}
+
+// A filter larger than a process' own Options is not believed there, nor fetched again; a smaller one is, and what Stats say of it is its own
+// capacity. Broken by: read without the comparison of sizes; known without unusable.
+func TestFilterLargerThanAskedForIsNotAdopted(t *testing.T) {
+	st := stored(t, "a")
+	for capacity, want := range map[uint64]error{9_000: ErrTooLarge, 10_000: nil, 20_000: nil} {
+		g, err := NewGuard(Options{Capacity: capacity, FalsePositiveRate: 1e-6})
+		require.NoError(t, err)
+		loads := st.loads
+		require.ErrorIs(t, g.Adopt(t.Context(), st), want, "%d", capacity)
+		require.Equal(t, want == nil, g.Absent("none"), "%d", capacity)
+		require.ErrorIs(t, g.Adopt(t.Context(), st), want, "%d", capacity)
+		require.Equal(t, loads+1, st.loads, "%d: fetched once", capacity)
+		if want == nil {
+			require.EqualValues(t, 10_000, g.Stats().Capacity)
+		}
+	}
+}
+
 // A damaged or foreign snapshot is an error, and nothing is called absent because of it.
 func TestDamagedSnapshotIsNotBelieved(t *testing.T) {
 	for name, damage := range map[string]func([]byte) []byte{

@@ -60,6 +60,12 @@ func (o Options) checked() (Options, []error) {
 	return o, mistakes
 }
 
+// size is how many bits that filter has.
+func (o Options) size() uint64 {
+	m, _ := bloom.EstimateParameters(uint(o.Capacity), o.FalsePositiveRate)
+	return uint64(max(m, 1))
+}
+
 // bits allocates the library's filter for o, which was checked.
 func (o Options) bits() *bloom.BloomFilter {
 	return bloom.NewWithEstimates(uint(o.Capacity), o.FalsePositiveRate)

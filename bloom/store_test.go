@@ -17,8 +17,12 @@ type memoryStore struct {
 	trimmed  bool // announcements were dropped from the old end
 	snapshot []byte
 	cursor   string
+	stands   uint64 // generation of snapshot, or of the word that it is doubted
+	doubted  bool
 	fail     error // every call fails with it
+	loads    int   // of whole snapshots
 
+	onSave    func() // before SaveFilter does anything
 	afterLoad func() // between LoadFilter's reading and its answer
 	onRead    func() // in each Announced, after it read
 }
@@ -52,7 +56,7 @@ func (s *memoryStore) trim(age time.Duration) {
 func (s *memoryStore) flush() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.entries, s.snapshot, s.cursor = nil, nil, ""
+	s.entries, s.snapshot, s.cursor, s.stands, s.doubted = nil, nil, "", 0, false
 }
 
 func (s *memoryStore) setFail(err error) {
@@ -61,35 +65,52 @@ func (s *memoryStore) setFail(err error) {
 	s.fail = err
 }
 
-func (s *memoryStore) BeginFilter(ctx context.Context, reach time.Duration) (string, bool, error) {
+func (s *memoryStore) BeginFilter(ctx context.Context, reach time.Duration) (string, uint64, bool, error) {
 	s.announce("\x00opening")
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.fail != nil {
-		return "", false, s.fail
+		return "", 0, false, s.fail
 	}
+	generation := uint64(time.Now().UnixMilli())<<12 | uint64(s.last)
 	whole := !s.trimmed || time.Since(s.entries[0].at) > reach
 	for _, e := range s.entries {
 		if time.Since(e.at) <= reach {
-			return strconv.Itoa(e.id), whole, ctx.Err()
+			return strconv.Itoa(e.id), generation, whole, ctx.Err()
 		}
 	}
-	return "", false, nil
+	return "", 0, false, nil
 }
 
-func (s *memoryStore) SaveFilter(ctx context.Context, cursor string, snapshot []byte) error {
+func (s *memoryStore) SaveFilter(ctx context.Context, generation uint64, cursor string, snapshot []byte) (bool, error) {
+	if s.onSave != nil {
+		s.onSave()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.fail != nil {
-		return s.fail
+		return false, s.fail
 	}
-	s.snapshot, s.cursor = snapshot, cursor
-	return ctx.Err()
+	if s.stands > generation || s.stands == generation && s.doubted && snapshot != nil {
+		return false, nil
+	}
+	s.snapshot, s.cursor, s.stands, s.doubted = snapshot, cursor, generation, snapshot == nil
+	return true, ctx.Err()
 }
 
-func (s *memoryStore) LoadFilter(ctx context.Context) ([]byte, string, error) {
+func (s *memoryStore) StandingFilter(ctx context.Context) (uint64, bool, error) {
 	s.mu.Lock()
-	data, cursor, err := s.snapshot, s.cursor, s.fail
+	defer s.mu.Unlock()
+	if s.fail != nil {
+		return 0, false, s.fail
+	}
+	return s.stands, s.doubted, ctx.Err()
+}
+
+func (s *memoryStore) LoadFilter(ctx context.Context) ([]byte, uint64, string, error) {
+	s.mu.Lock()
+	data, generation, cursor, err := s.snapshot, s.stands, s.cursor, s.fail
+	s.loads++
 	s.mu.Unlock()
 	if s.afterLoad != nil {
 		s.afterLoad()
@@ -97,7 +118,7 @@ func (s *memoryStore) LoadFilter(ctx context.Context) ([]byte, string, error) {
 	if err == nil {
 		err = ctx.Err()
 	}
-	return data, cursor, err
+	return data, generation, cursor, err
 }
 
 func (s *memoryStore) Announced(ctx context.Context, cursor string) ([]string, string, bool, error) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/base64"
-	"errors"
 	"fmt"
 
 	"github.com/redis/go-redis/v9"
@@ -12,31 +11,33 @@ import (
 	"github.com/tiercache/tiercache/internal/borrowed"
 )
 
-// SaveFilter stores a filter's snapshot which holds every announcement up to cursor, and publishes the event that makes the other
-// processes fetch it. The snapshot takes the place of the one before at one moment, whole; it is sent in pieces of 1 MiB, each a
-// round trip, to a key of its own, which a crash leaves to its expiry.
+// SaveFilter stores the snapshot of a filter of that generation, which holds every announcement up to cursor, and publishes the event that
+// makes the other processes fetch it. A nil snapshot says instead that the filters up to that generation are doubted: the one that stands
+// is taken away, and none of them is stored again. stored is false if a newer one stands: then nothing has changed.
 //
-// Every command may be sent twice by the client, or late, without harm: a piece names its offset, and sets an expiry with itself.
-func (s *Space) SaveFilter(ctx context.Context, cursor string, snapshot []byte) error {
+// The snapshot takes the place of the one before at one moment, whole; it is sent in pieces of 1 MiB, each a round trip, to a key of its own,
+// which a crash leaves to its expiry. Every command may be sent twice by the client, or late, without harm: a piece names its offset, and
+// sets an expiry with itself.
+func (s *Space) SaveFilter(ctx context.Context, generation uint64, cursor string, snapshot []byte) (stored bool, err error) {
 	if len(cursor) > filterCursorBytes || len(snapshot)+filterHeadBytes > filterMaxBytes {
-		return fmt.Errorf("layers: a snapshot of %d bytes with a cursor of %d is too large for Redis", len(snapshot), len(cursor))
+		return false, fmt.Errorf("layers: a snapshot of %d bytes with a cursor of %d is too large for Redis", len(snapshot), len(cursor))
 	}
-	head := filterHead{length: uint64(len(snapshot)), cursor: cursor}
+	head := filterHead{length: uint64(len(snapshot)), generation: generation, doubted: snapshot == nil, cursor: cursor}
 	_, _ = rand.Read(head.token[:]) // never fails
 	part := s.filterPartKey(base64.RawURLEncoding.EncodeToString(head.token[:12]))
 	// The head goes first: if Redis loses the part on the way, its place is filled with zeros, which are no head.
 	if err := s.filterPiece(ctx, part, 0, head.bytes()); err != nil {
-		return err
+		return false, err
 	}
 	for at := 0; at < len(snapshot); at += filterChunk {
 		if err := s.filterPiece(ctx, part, filterHeadBytes+at, snapshot[at:min(at+filterChunk, len(snapshot))]); err != nil {
-			return err
+			return false, err
 		}
 	}
-	if err := s.filterPlace(ctx, part, head); err != nil {
-		return err
+	if stored, err = s.filterPlace(ctx, part, head); err != nil || !stored {
+		return false, err
 	}
-	return s.filterDo(ctx, filterBudget, s.filterKey(), func(ctx context.Context) error {
+	return true, s.filterDo(ctx, filterBudget, s.filterKey(), func(ctx context.Context) error {
 		// Once: a second copy would carry the same number.
 		if err := s.r.rdb.Process(ctx, borrowed.Once{Cmder: redis.NewIntCmd(ctx, "publish", s.channel, s.r.bus.event(s, eventFilter, ""))}); err != nil {
 			return fmt.Errorf("layers: the filter is stored, but the event that says so was not sent: %w", err)
@@ -59,32 +60,35 @@ func (s *Space) filterPiece(ctx context.Context, part string, at int, piece []by
 	return nil
 }
 
-// filterPlace moves the part to the snapshot's place, if it is whole: a part that Redis lost on the way and that later pieces made
-// anew has no head. (Lost after that look, it cannot be moved.) A repeated move finds no part: then the place tells whether the
-// first one was done.
-func (s *Space) filterPlace(ctx context.Context, part string, head filterHead) error {
+// filterPlace moves the part to the snapshot's place, if it is whole and nothing newer stands there: a part that Redis lost on the way and
+// that later pieces made anew has no head. Where the answer was lost, the place tells what became of it.
+func (s *Space) filterPlace(ctx context.Context, part string, head filterHead) (stored bool, err error) {
 	key := s.filterKey()
-	grown, _, err := s.filterHead(ctx, part)
+	call := &scriptCall{script: filterPlaceScript, keys: []string{key, part}, args: []any{head.bytes(), filterHeadBytes + int64(head.length), millis(filterLife)}} //nolint:gosec // was a length
+	s.r.eval(ctx, call)
+	code, _ := call.reply.(int64)
 	switch {
-	case err != nil && !errors.Is(err, ErrFilterForeign):
-		return err
-	case grown.token != head.token:
-		return ErrFilterLost
-	}
-	err = s.filterDo(ctx, filterBudget, key, func(ctx context.Context) error {
-		pipe := s.r.rdb.TxPipeline()
-		pipe.Rename(ctx, part, key)
-		pipe.PExpire(ctx, key, filterLife)
-		_, err := pipe.Exec(ctx)
-		return err
-	})
-	if err == nil {
-		return nil
+	case call.err == nil && code == 1:
+		return true, nil
+	case call.err == nil && code == 0:
+		return false, nil
+	case call.err == nil:
+		return false, ErrFilterLost
 	}
 	if stands, _, headErr := s.filterHead(ctx, key); headErr == nil && stands.token == head.token {
-		return nil // an earlier attempt did it
+		return true, nil
 	}
-	return fmt.Errorf("layers: putting the filter in its place: %w", err)
+	return false, fmt.Errorf("layers: putting the filter in its place: %w", call.err)
+}
+
+// StandingFilter returns the generation of what SaveFilter stored last, and whether it is the word that it is doubted; 0 if nothing is
+// stored. It fails with ErrFilterForeign for anything else in its place. One round trip.
+func (s *Space) StandingFilter(ctx context.Context) (generation uint64, doubted bool, err error) {
+	head, _, err := s.filterHead(ctx, s.filterKey())
+	if err != nil {
+		return 0, false, err
+	}
+	return head.generation, head.doubted, nil
 }
 
 // filterHead reads the head of what is stored at key, the snapshot's place or a part. found is false if nothing is.
@@ -98,7 +102,9 @@ func (s *Space) filterHead(ctx context.Context, key string) (head filterHead, fo
 		_, err := pipe.Exec(ctx)
 		return err
 	})
-	if err != nil {
+	if redis.HasErrorPrefix(err, "WRONGTYPE") {
+		return filterHead{}, true, fmt.Errorf("%w: %w", ErrFilterForeign, err)
+	} else if err != nil {
 		return filterHead{}, false, fmt.Errorf("layers: reading the filter's head: %w", err)
 	}
 	if length.Val() == 0 {
@@ -111,28 +117,28 @@ func (s *Space) filterHead(ctx context.Context, key string) (head filterHead, fo
 	return head, true, nil
 }
 
-// LoadFilter returns the snapshot stored last, and the cursor up to which announcements are in it; nil if none is stored. It fails
-// with ErrFilterForeign for anything else in its place. It reads pieces of 1 MiB, each a round trip, and looks afterwards whether
-// the snapshot was replaced meanwhile: then it begins again, three times at most.
-func (s *Space) LoadFilter(ctx context.Context) (snapshot []byte, cursor string, err error) {
+// LoadFilter returns the snapshot stored last, its generation, and the cursor up to which announcements are in it; nil if none is stored, or
+// if it is doubted. It fails with ErrFilterForeign for anything else in its place. It reads pieces of 1 MiB, each a round trip, and looks
+// afterwards whether the snapshot was replaced meanwhile: then it begins again, three times at most.
+func (s *Space) LoadFilter(ctx context.Context) (snapshot []byte, generation uint64, cursor string, err error) {
 	for range 3 {
 		head, found, err := s.filterHead(ctx, s.filterKey())
-		if err != nil || !found {
-			return nil, "", err
+		if err != nil || !found || head.doubted {
+			return nil, 0, "", err
 		}
 		data, err := s.filterBody(ctx, head)
 		if err != nil {
-			return nil, "", err
+			return nil, 0, "", err
 		}
 		after, found, err := s.filterHead(ctx, s.filterKey())
 		if err != nil {
-			return nil, "", err
+			return nil, 0, "", err
 		}
 		if found && after.token == head.token && uint64(len(data)) == head.length {
-			return data, head.cursor, nil
+			return data, head.generation, head.cursor, nil
 		}
 	}
-	return nil, "", ErrFilterLost
+	return nil, 0, "", ErrFilterLost
 }
 
 // filterBody reads what follows the head: less than the head says if it vanished meanwhile.

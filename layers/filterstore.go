@@ -144,12 +144,13 @@ func (s *Space) filterAppend(ctx context.Context, kind byte, values ...string) (
 	return filterCursor{id: last.Val(), field: field}, nil
 }
 
-// BeginFilter makes the stream where there is none, and returns the cursor of the first announcement that is younger than reach.
-// whole is false if younger ones were dropped because there were too many.
-func (s *Space) BeginFilter(ctx context.Context, reach time.Duration) (cursor string, whole bool, err error) {
+// BeginFilter makes the stream where there is none, and returns the cursor of the first announcement that is younger than reach, and the
+// generation of a filter whose scan begins now: of two, the one begun later has the greater. whole is false if younger announcements were
+// dropped because there were too many.
+func (s *Space) BeginFilter(ctx context.Context, reach time.Duration) (cursor string, generation uint64, whole bool, err error) {
 	opening, err := s.filterAppend(ctx, filterOpenField, "")
 	if err != nil {
-		return "", false, fmt.Errorf("layers: opening the stream of announcements: %w", err)
+		return "", 0, false, fmt.Errorf("layers: opening the stream of announcements: %w", err)
 	}
 	from := strconv.FormatInt(max(0, opening.milli()-reach.Milliseconds()), 10)
 	stream := s.filterStreamKey()
@@ -165,15 +166,15 @@ func (s *Space) BeginFilter(ctx context.Context, reach time.Duration) (cursor st
 	})
 	switch {
 	case err != nil:
-		return "", false, fmt.Errorf("layers: reading the stream of announcements: %w", err)
+		return "", 0, false, fmt.Errorf("layers: reading the stream of announcements: %w", err)
 	case len(first.Val()) == 0 || len(oldest.Val()) == 0:
-		return "", false, ErrFilterLost
+		return "", 0, false, ErrFilterLost
 	}
 	c := filterCursorOf(first.Val()[0])
 	// Redis drops entries only while more than filterStreamMax are left. Where it did not, or where the oldest is older than reach,
 	// none within reach is missing.
 	whole = length.Val() < filterStreamMax || filterCursorOf(oldest.Val()[0]) != c
-	return c.String(), whole, nil
+	return c.String(), opening.generation(), whole, nil
 }
 
 // Announced returns announced ids from cursor on, at most 1,000, and the cursor to go on with; the same cursor says that there was
@@ -232,6 +233,14 @@ func (c filterCursor) milli() int64 {
 	return n
 }
 
+// generation is the entry as the beginning of a scan: the server's milliseconds, and the entries before it in its millisecond, of which
+// more than 4,095 count as so many. So it grows with the stream, and a stream that was lost goes on from the time.
+func (c filterCursor) generation() uint64 {
+	_, seq, _ := strings.Cut(c.id, "-")
+	n, _ := strconv.ParseUint(seq, 10, 64)                 // not an id of Redis: 0
+	return uint64(max(0, c.milli()))<<12 | min(n, 1<<12-1) //nolint:gosec // not negative
+}
+
 func filterCursorOf(e redis.XMessage) filterCursor {
 	for field := range e.Values {
 		return filterCursor{e.ID, field} // entries of ours have one
@@ -246,19 +255,24 @@ func parseFilterCursor(text string) (filterCursor, bool) {
 
 // filterHead stands before the snapshot in its key:
 //
-//	0  magic "tcfs"    5  length of the cursor    8  length of the snapshot    32  the cursor, 64 bytes
-//	4  version         6  zero                    16 random, another each time
+//	0  magic "tcfs"    5  length of the cursor    8  length of the snapshot    32  rank: generation·2, and 1 where it is doubted
+//	4  version         6  zero                    16 random, another each time 40  the cursor, 56 bytes
+//
+// A snapshot takes the place of one of a lower rank only, so an older scan never replaces a newer one. A head of an odd rank stands alone:
+// it says that the filter of its generation, and each before it, called a row absent that exists.
 type filterHead struct {
-	length uint64
-	token  [16]byte
-	cursor string
+	length     uint64
+	token      [16]byte
+	generation uint64
+	doubted    bool
+	cursor     string
 }
 
 const (
 	filterHeadBytes   = 96
-	filterCursorBytes = 64
+	filterCursorBytes = 56
 	filterMagic       = "tcfs"
-	filterVersion     = 1
+	filterVersion     = 2
 )
 
 func (h filterHead) bytes() []byte {
@@ -267,7 +281,12 @@ func (h filterHead) bytes() []byte {
 	b[4], b[5] = filterVersion, byte(len(h.cursor))
 	binary.BigEndian.PutUint64(b[8:], h.length)
 	copy(b[16:32], h.token[:])
-	copy(b[32:], h.cursor)
+	rank := h.generation << 1
+	if h.doubted {
+		rank |= 1
+	}
+	binary.BigEndian.PutUint64(b[32:], rank)
+	copy(b[40:], h.cursor)
 	return b
 }
 
@@ -275,7 +294,10 @@ func parseFilterHead(b string) (filterHead, bool) {
 	if len(b) != filterHeadBytes || b[:4] != filterMagic || b[4] != filterVersion || b[5] > filterCursorBytes {
 		return filterHead{}, false
 	}
-	h := filterHead{length: binary.BigEndian.Uint64([]byte(b[8:16])), cursor: b[32 : 32+int(b[5])]}
+	rank := binary.BigEndian.Uint64([]byte(b[32:40]))
+	h := filterHead{
+		length: binary.BigEndian.Uint64([]byte(b[8:16])), generation: rank >> 1, doubted: rank&1 == 1, cursor: b[40 : 40+int(b[5])],
+	}
 	copy(h.token[:], b[16:32])
 	return h, h.length <= filterMaxBytes
 }

@@ -136,6 +136,9 @@ func NewRedis(ctx context.Context, rdb redis.UniversalClient, o RedisOptions) (*
 	return r, nil
 }
 
+// Locks returns the client, and a prefix for locks beside the caches of r: no cache's name leads to keys of it.
+func (r *Redis) Locks() (rdb redis.UniversalClient, prefix string) { return r.rdb, r.prefix + "::lock" }
+
 // check says what is wrong with the options, all of it.
 func (o RedisOptions) check() error {
 	var errs []error

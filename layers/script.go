@@ -9,7 +9,7 @@ import (
 	"github.com/tiercache/tiercache/internal/broken"
 )
 
-// The scripts. Each is lua/guard.lua, which knows the forms of guard and envelope, followed by its own file. Every script names its caller's
+// The scripts. Each is lua/guard.lua, which knows the forms of guard and envelope, followed by its own file, where it touches these. Every script names its caller's
 // token and may be sent again: what a repeat does is in its header.
 var (
 	//go:embed lua/guard.lua
@@ -26,6 +26,8 @@ var (
 	invalidateSource string
 	//go:embed lua/generation.lua
 	generationSource string
+	//go:embed lua/filterplace.lua
+	filterPlaceSource string
 
 	acquireScript    = borrowed.NewScript("acquire", broken.Script("acquire", guardSource+acquireSource))
 	fillScript       = borrowed.NewScript("fill", broken.Script("fill", guardSource+fillSource))
@@ -33,6 +35,8 @@ var (
 	renewScript      = borrowed.NewScript("renew", guardSource+renewSource)
 	invalidateScript = borrowed.NewScript("invalidate", broken.Script("invalidate", guardSource+invalidateSource))
 	generationScript = borrowed.NewScript("generation", guardSource+generationSource)
+
+	filterPlaceScript = borrowed.NewScript("filterplace", filterPlaceSource) // knows neither guard nor envelope
 )
 
 // scriptReply is a script's reply: a code, the server's time, and what the script's header names after them. Its zero value is an answer of

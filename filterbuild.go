@@ -1,0 +1,116 @@
+package tiercache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+
+	"github.com/tiercache/tiercache/bloom"
+	"github.com/tiercache/tiercache/layers"
+	"github.com/tiercache/tiercache/rebuild"
+)
+
+// errNoFilter is what BuildFilter returns where Options.Filter is zero.
+var errNoFilter = errors.New("tiercache: the cache has no Filter")
+
+// BuildFilter builds the filter from a scan of all keys that exist, and believes it from then on: keys that are neither in it nor announced
+// since are answered ErrNotFound without asking the source. Until it returned nil, and whenever the filter is in doubt, everything passes.
+//
+// Rows that come into being while it runs must be announced, as always. An error of rows ends the build; what was believed before stays. It
+// takes as long as the scan.
+//
+// With Redis one process builds: it holds a lock, and stores the filter for the others, who fetch it by themselves. A BuildFilter that had to
+// wait for another, in whatever process, believes what that one stored, without a scan: BuildReport.Adopted says so. If that one failed, died,
+// or could not renew its lock for ten seconds, the next of those who wait scans. Whoever lost the lock ends with rebuild.ErrLeaseLost, and
+// stores nothing over a filter whose scan began later. Redis that cannot be asked when the call begins is an error; later it is waited for
+// until ctx ends. Close ends it with ErrClosed.
+func (c *Cache[K, V]) BuildFilter(ctx context.Context, rows iter.Seq2[K, error], o bloom.BuildOptions) (bloom.BuildReport, error) {
+	if err := c.usable(ctx); err != nil {
+		return bloom.BuildReport{}, err
+	}
+	if c.filter == nil {
+		return bloom.BuildReport{}, errNoFilter
+	}
+	if rows == nil {
+		return bloom.BuildReport{}, errors.New("tiercache: nil rows")
+	}
+	ids := func(yield func(string, error) bool) {
+		for key, err := range rows {
+			var id string
+			if err == nil {
+				id, err = c.keys.id(key)
+			}
+			if !yield(id, err) {
+				return
+			}
+		}
+	}
+	if c.shared == nil {
+		return c.filter.Build(ctx, ids, o, nil)
+	}
+	return c.buildShared(ctx, ids, o)
+}
+
+// buildShared is BuildFilter for a fleet.
+//
+//  1. A holds the lock and builds. 2. B looks which filter stands: the one before A's, or A's. 3. A stores its filter and lets go. 4. B has the
+//     lock. It looks again: another filter stands than at 2, so B's caller has what it waited for. If the same does, A failed, or had
+//     stored its filter before B was called: B builds.
+func (c *Cache[K, V]) buildShared(ctx context.Context, ids iter.Seq2[string, error], o bloom.BuildOptions) (report bloom.BuildReport, err error) {
+	ctx, done := c.untilClosed(ctx)
+	defer done()
+	store := c.filterStore()
+	before, _, err := c.standing(ctx)
+	if err != nil {
+		return report, fmt.Errorf("tiercache: building the filter of %q: %w", c.o.Name, err)
+	}
+	rdb, prefix := c.o.Shared.Locks()
+	locks, err := rebuild.NewMutex(rdb, rebuild.MutexOptions{Prefix: prefix})
+	if err != nil {
+		return report, err
+	}
+	defer func() { _ = locks.Close() }() // what it could not give back ends by itself
+	err = rebuild.Do(ctx, locks, c.o.Name, func(ctx context.Context) (err error) {
+		if stands, doubted, err := c.standing(ctx); err != nil {
+			return err
+		} else if stands != before && !doubted && c.filter.Adopt(ctx, store) == nil {
+			report.Adopted = true
+			return nil
+		}
+		report, err = c.filter.Build(ctx, ids, o, store)
+		if errors.Is(err, bloom.ErrSuperseded) {
+			err = c.filter.Adopt(ctx, store)
+			report.Adopted = err == nil
+		}
+		return err
+	})
+	if c.closed.Load() && err != nil {
+		err = errors.Join(ErrClosed, err)
+	}
+	return report, err
+}
+
+// standing returns which filter is stored: 0 also for what is none, since a build replaces it.
+func (c *Cache[K, V]) standing(ctx context.Context) (generation uint64, doubted bool, err error) {
+	generation, doubted, err = c.shared.StandingFilter(ctx)
+	if errors.Is(err, layers.ErrFilterForeign) {
+		err = nil
+	}
+	return generation, doubted, err
+}
+
+// untilClosed is ctx until the cache is closed. done frees what it has.
+func (c *Cache[K, V]) untilClosed(ctx context.Context) (within context.Context, done func()) {
+	within, cancel := context.WithCancelCause(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		select {
+		case <-c.idle:
+			cancel(ErrClosed)
+		case <-within.Done():
+		}
+	}()
+	return within, func() { cancel(nil); <-ended }
+}

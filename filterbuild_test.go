@@ -1,0 +1,189 @@
+package tiercache_test
+
+import (
+	"context"
+	"iter"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/tiercache/tiercache"
+	"github.com/tiercache/tiercache/bloom"
+	"github.com/tiercache/tiercache/internal/redistest"
+	"github.com/tiercache/tiercache/rebuild"
+)
+
+// heldScan is a scan of one row that says when it has begun and waits until it may end.
+type heldScan struct {
+	begun, end chan struct{}
+	scans      atomic.Int64
+}
+
+func newHeldScan() *heldScan {
+	return &heldScan{begun: make(chan struct{}, 10), end: make(chan struct{})}
+}
+
+func (h *heldScan) rows(ctx context.Context) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		h.scans.Add(1)
+		h.begun <- struct{}{}
+		select {
+		case <-h.end:
+			yield("row", nil)
+		case <-ctx.Done():
+			yield("", context.Cause(ctx))
+		}
+	}
+}
+
+type built struct {
+	report bloom.BuildReport
+	err    error
+}
+
+// build calls BuildFilter and returns what it will return.
+func (h *heldScan) build(ctx context.Context, p *peer) chan built {
+	done := make(chan built, 1)
+	go func() {
+		report, err := p.BuildFilter(ctx, h.rows(ctx), bloom.BuildOptions{})
+		done <- built{report, err}
+	}()
+	return done
+}
+
+// waitsForLock waits until n processes wait for the lock of the build.
+func waitsForLock(t *testing.T, rdb redis.UniversalClient, name string, n int) {
+	t.Helper()
+	asking(t, func() bool {
+		members, err := rdb.ZRange(t.Context(), "tc::lock:{"+name+"}", 0, -1).Result()
+		require.NoError(t, err)
+		waiting := 0
+		for _, m := range members {
+			if strings.HasPrefix(m, "x:") {
+				waiting++
+			}
+		}
+		return waiting >= n
+	}, "they wait for the lock")
+}
+
+func filterOptions(name string, s *source) tiercache.Options[string, string] {
+	o := lasting(name, s)
+	o.Filter = bloom.Options{Capacity: 1000, FalsePositiveRate: 1e-9}
+	return o
+}
+
+// One process of the fleet builds: others that are asked to, in this process too, wait and believe what it stored, without a scan; a later
+// call scans again. No key of the lock is without an expiry. Broken by: buildShared without the lock; without its second look.
+func TestOneProcessBuildsTheFilterForAll(t *testing.T) {
+	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
+		s, name := newSource(map[string]string{"row": "v"}), redistest.Name(t)
+		p, h := openPeers(t, 3, client, filterOptions(name, s)), newHeldScan()
+		first := h.build(t.Context(), p[0])
+		await(t, h.begun, "the scan begins")
+		others := []chan built{h.build(t.Context(), p[1]), h.build(t.Context(), p[2]), h.build(t.Context(), p[0])}
+		waitsForLock(t, p[0].rdb, name, len(others))
+		requireAllExpire(t, p[0].rdb, name)
+		close(h.end)
+		b := await(t, first, "the build")
+		require.NoError(t, b.err)
+		require.False(t, b.report.Adopted)
+		require.EqualValues(t, 1, b.report.Rows)
+		for _, other := range others {
+			b := await(t, other, "another's build")
+			require.NoError(t, b.err)
+			require.True(t, b.report.Adopted)
+			require.Zero(t, b.report.Rows)
+		}
+		require.EqualValues(t, 1, h.scans.Load())
+		for _, p := range p {
+			requireAbsent(t, p, "none")
+			require.NotZero(t, p.Stats().Filtered)
+		}
+		b = await(t, h.build(t.Context(), p[1]), "a later build")
+		require.NoError(t, b.err)
+		require.False(t, b.report.Adopted)
+		require.EqualValues(t, 2, h.scans.Load())
+	})
+}
+
+// A builder that fails is followed by the next that waits, which scans. Broken by: buildShared taking any filter that stands for the one it
+// waited for.
+func TestBuilderThatFailsIsFollowedByAnother(t *testing.T) {
+	client := redistest.Shared(t).Client
+	s, name := newSource(map[string]string{"row": "v"}), redistest.Name(t)
+	p := openPeers(t, 2, func(t *testing.T) redis.UniversalClient { t.Helper(); return client(t) }, filterOptions(name, s))
+	before, h := newHeldScan(), newHeldScan()
+	close(before.end)
+	require.NoError(t, await(t, before.build(t.Context(), p[0]), "a filter from before").err)
+
+	ctx, cancel := context.WithCancel(t.Context())
+	first := h.build(ctx, p[0])
+	await(t, h.begun, "the scan begins")
+	second := h.build(t.Context(), p[1])
+	waitsForLock(t, p[0].rdb, name, 1)
+	cancel()
+	require.ErrorIs(t, await(t, first, "the build").err, context.Canceled)
+	await(t, h.begun, "the other's scan begins")
+	close(h.end)
+	b := await(t, second, "the other's build")
+	require.NoError(t, b.err)
+	require.False(t, b.report.Adopted)
+	require.EqualValues(t, 1, b.report.Rows)
+}
+
+// Race: 1. A builds. 2. Redis is flushed, and with it A's lock. 3. B builds and stores. 4. A notices that the lock is lost: its build ends
+// and nothing of it stands, while B's is believed. Broken by: buildShared without the lock's context.
+func TestBuilderThatLostItsLockStoresNothing(t *testing.T) {
+	server := redistest.Start(t)
+	s, name := newSource(map[string]string{"row": "v"}), redistest.Name(t)
+	o := filterOptions(name, s)
+	p := openPeers(t, 2, func(t *testing.T) redis.UniversalClient { t.Helper(); return server.Client(t) }, o)
+	h := newHeldScan()
+	lost := make(chan built, 1)
+	go func() {
+		report, err := p[0].BuildFilter(t.Context(), func(yield func(string, error) bool) {
+			h.begun <- struct{}{}
+			for yield("old", nil) { // a scan without an end: only the build's own context ends it
+			}
+		}, bloom.BuildOptions{RowsPerSecond: 1000})
+		lost <- built{report, err}
+	}()
+	await(t, h.begun, "the scan begins")
+	require.NoError(t, p[0].rdb.FlushAll(t.Context()).Err())
+	close(h.end)
+	require.NoError(t, await(t, h.build(t.Context(), p[1]), "the other's build").err)
+	require.ErrorIs(t, await(t, lost, "the build that lost its lock").err, rebuild.ErrLeaseLost)
+	eventually(t, func() bool { return p[0].Stats().FilterRows > 0 }, "the other's filter was fetched")
+	requireAbsent(t, p[0], "none")
+	requireAbsent(t, p[0], "old")
+	require.EqualValues(t, 2, p[0].Stats().Filtered)
+}
+
+// Close ends a build under way, also one that waits for the lock, with ErrClosed; no goroutine stays. Broken by: buildShared without
+// untilClosed.
+func TestCloseEndsABuild(t *testing.T) {
+	client := redistest.Shared(t).Client
+	s, name := newSource(nil), redistest.Name(t)
+	p := openPeers(t, 2, func(t *testing.T) redis.UniversalClient { t.Helper(); return client(t) }, filterOptions(name, s))
+	h, scanning := newHeldScan(), make(chan built, 1)
+	go func() {
+		_, err := p[0].BuildFilter(t.Context(), func(yield func(string, error) bool) {
+			h.begun <- struct{}{}
+			for i := 0; yield(strconv.Itoa(i), nil); i++ {
+			}
+		}, bloom.BuildOptions{RowsPerSecond: 10_000})
+		scanning <- built{err: err}
+	}()
+	await(t, h.begun, "the scan begins")
+	waiting := h.build(t.Context(), p[1])
+	waitsForLock(t, p[0].rdb, name, 1)
+	require.NoError(t, p[1].Close())
+	require.ErrorIs(t, await(t, waiting, "the build that waits").err, tiercache.ErrClosed)
+	require.NoError(t, p[0].Close())
+	require.ErrorIs(t, await(t, scanning, "the build under way").err, tiercache.ErrClosed)
+}
