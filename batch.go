@@ -173,6 +173,9 @@ func (c *Cache[K, V]) loadMany(ctx context.Context, parts []part[K, V]) {
 	for _, p := range parts {
 		v, ok := rows[p.key]
 		entry := layers.Entry[V]{Value: v, Absent: !ok, Born: born, Cost: took}
+		if ok {
+			c.foundInSource(p.id)
+		}
 		if p.claim == nil {
 			p.call.Run(func() (answer[V], error) { return c.afterAlone(p.key, p.id, p.alone, entry, nil) })
 			continue

@@ -64,7 +64,7 @@ func (c *Cache[K, V]) get(ctx context.Context, key K, a *answer[V]) error {
 		return c.ride(ctx, key, id, call, a)
 	}
 	var why cause
-	if c.o.FilterFirst && c.certainlyAbsent(id, why) {
+	if c.o.FilterFirst && c.certainlyAbsent(id, &why) {
 		*a = filteredAnswer[V]()
 		return c.settle(ctx, key, id, a, nil)
 	}
@@ -73,7 +73,7 @@ func (c *Cache[K, V]) get(ctx context.Context, key K, a *answer[V]) error {
 		return c.settle(ctx, key, id, a, err)
 	}
 	c.count.misses.Add(1)
-	if c.certainlyAbsent(id, why) { // 4
+	if c.certainlyAbsent(id, &why) { // 4
 		*a = filteredAnswer[V]()
 		return c.settle(ctx, key, id, a, nil)
 	}
@@ -103,6 +103,7 @@ func (c *Cache[K, V]) fly(ctx context.Context, key K, id string, why cause, a *a
 type cause struct {
 	asked   bool          // Redis was asked and has nothing
 	seen    int64         // stored-at of the copy in Redis that the rebuild replaces although it may look fresh; 0: none
+	audited bool          // the filter calls the key absent, and it is loaded all the same: do not ask the filter again
 	marked  bool          // Redis holds the marker of an announced row: do not ask the filter, do not store "absent"
 	refresh bool          // asked for by Refresh
 	class   rebuild.Class // of the load at the gate
@@ -295,6 +296,7 @@ func (c *Cache[K, V]) load(ctx context.Context, key K, id string, why cause) (la
 	case err != nil:
 		return layers.Entry[V]{}, err
 	}
+	c.foundInSource(id)
 	return layers.Entry[V]{Value: value, Born: time.Now(), Cost: took}, nil
 }
 

@@ -21,14 +21,21 @@ func (c *Cache[K, V]) filterStore() bloom.Store {
 
 // certainlyAbsent is step 4: the filter knows that the source has no such row. It is asked only
 // after Redis was (unless FilterFirst): an announced row that this process has not heard of yet has its marker there.
-func (c *Cache[K, V]) certainlyAbsent(id string, why cause) bool {
-	if c.filter == nil || why.marked {
+func (c *Cache[K, V]) certainlyAbsent(id string, why *cause) bool {
+	if c.filter == nil || why.marked || why.audited {
 		return false
 	}
 	if c.shared != nil && !why.asked && !c.o.FilterFirst {
 		return false
 	}
-	if !c.filter.Absent(id) {
+	c.count.filterChecks.Add(1)
+	switch {
+	case !c.filter.Absent(id):
+		if !c.filter.Believed() {
+			c.count.filterOpen.Add(1)
+		}
+		return false
+	case c.audits(why):
 		return false
 	}
 	c.count.filtered.Add(1)
@@ -47,9 +54,13 @@ func (c *Cache[K, V]) keepFilter(ctx context.Context) {
 			}
 		}
 	}
+	suspects := c.suspects.take()
 	if err := c.filter.CatchUp(ctx, store); err != nil {
 		c.filterFailed(ctx, err)
+	} else if c.refute(suspects) {
+		_ = c.filter.CatchUp(ctx, store) // tells the fleet; else the next does
 	}
+	c.tellFilter()
 	if time.Since(c.filterKept) < filterKeptFor {
 		return
 	}

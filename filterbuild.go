@@ -46,6 +46,7 @@ func (c *Cache[K, V]) BuildFilter(ctx context.Context, rows iter.Seq2[K, error],
 			}
 		}
 	}
+	defer c.tellFilter()
 	if c.shared == nil {
 		return c.filter.Build(ctx, ids, o, nil)
 	}

@@ -16,6 +16,7 @@ type Hooks struct {
 	Stale       func(keyHash uint64, age time.Duration, cause error) // an answer past its soft end; cause nil: it is being rebuilt
 	Invalidated func(keyHash uint64, here bool)                      // a key was invalidated, by this process or by another
 	Bus         func(up bool)                                        // events are heard, or may be missed
+	Filter      func(state, due string)                              // of the filter: bloom.State, and why a new one should be built, "" if none: each time either changes
 	Breaker     func(target, state string)                           // of "source" or "redis" (its worst master): "closed", "half-open", "open"
 }
 
@@ -70,6 +71,12 @@ func (h *Hooks) guarded(log *slog.Logger, name string) *Hooks {
 		g.Bus = func(up bool) {
 			defer caught("Bus")
 			f(up)
+		}
+	}
+	if f := h.Filter; f != nil {
+		g.Filter = func(state, due string) {
+			defer caught("Filter")
+			f(state, due)
 		}
 	}
 	if f := h.Breaker; f != nil {

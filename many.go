@@ -127,7 +127,7 @@ func (b *batch[K, V]) fromShared(ctx context.Context, missing []want[K, V]) (res
 	var marks []layers.Mark
 	var asked []want[K, V]
 	for _, w := range missing {
-		if c.o.FilterFirst && c.certainlyAbsent(w.id, w.why) {
+		if c.o.FilterFirst && c.certainlyAbsent(w.id, &w.why) {
 			b.settle(ctx, w, filteredAnswer[V](), nil)
 			continue
 		}
@@ -163,7 +163,7 @@ func (b *batch[K, V]) fromShared(ctx context.Context, missing []want[K, V]) (res
 // filtered is step 4: keys that the filter knows to be absent are settled.
 func (b *batch[K, V]) filtered(ctx context.Context, missing []want[K, V]) (rest []want[K, V]) {
 	for _, w := range missing {
-		if b.c.certainlyAbsent(w.id, w.why) {
+		if b.c.certainlyAbsent(w.id, &w.why) {
 			b.settle(ctx, w, filteredAnswer[V](), nil)
 			continue
 		}

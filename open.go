@@ -51,6 +51,8 @@ type Cache[K comparable, V any] struct {
 
 	chores     chan struct{} // a chore is waiting; room for one
 	newFilter  atomic.Bool   // the chore: fetch the snapshot that another process stored
+	suspects   suspects      // the chore: rows that were loaded although the filter calls them absent
+	filterTold filterTold    // what was last told of the filter
 	filterKept time.Time     // when the filter's expiries were last renewed; of the goroutine of the chores
 	stop       context.CancelFunc
 	idle       chan struct{} // closed when the goroutine of the chores has ended

@@ -35,6 +35,7 @@ type Options[K comparable, V any] struct {
 	MemoryBytes int64                    // 64 MiB; bound of the private memory; unused where Memory is given
 	SizeOf      func(key K, value V) int // bytes of an entry in memory; nil: its encoded size, or an estimate of it
 	Filter      bloom.Options            // zero: no filter. The cache owns it; BuildFilter builds it
+	FilterAudit float64                  // 0.001; the fraction of what the filter calls absent that is loaded all the same, (0,1]; 1: shadow mode, it blocks nothing; negative: none. See docs/filters.md
 	FilterFirst bool                     // ask the filter before Redis: saves a GET for absent keys, finds new rows only once announced here
 
 	TTL          time.Duration            // 10 min; fresh for, at most
@@ -68,6 +69,7 @@ const (
 	defaultAbsentTTL    = time.Minute
 	defaultMaxStale     = 10 * time.Minute
 	defaultRefreshAhead = 0.8
+	defaultFilterAudit  = 0.001 // a row that the filter lacks is found, on average, at the thousandth request for it
 	defaultDeleteWindow = time.Second
 	defaultLoadTimeout  = 3 * time.Second
 	defaultLeaseTime    = 3 * time.Second
@@ -150,8 +152,14 @@ func (o Options[K, V]) withDefaults() (Options[K, V], error) {
 			o.MemoryTTL = defaultMemoryTTL
 		}
 	}
-	if !o.Filter.Enabled() && o.FilterFirst {
-		wrong("FilterFirst is set, but there is no Filter")
+	if !o.Filter.Enabled() && (o.FilterFirst || o.FilterAudit != 0) {
+		wrong("FilterFirst or FilterAudit is set, but there is no Filter")
+	}
+	if math.IsNaN(o.FilterAudit) || o.FilterAudit > 1 {
+		wrong("FilterAudit is %v, it must be at most 1", o.FilterAudit)
+	}
+	if o.FilterAudit == 0 {
+		o.FilterAudit = defaultFilterAudit
 	}
 	o.MemoryTTL, o.AbsentTTL = min(o.MemoryTTL, o.TTL), min(o.AbsentTTL, o.TTL)
 	if o.Codec == nil {

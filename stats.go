@@ -11,6 +11,10 @@ type Stats struct {
 	SharedHits  uint64 // answered from Redis, fresh
 	AbsentHits  uint64 // "not found" answered from memory or Redis
 	Filtered    uint64 // "not found" answered by the filter
+	FilterAsked uint64 // times the filter was asked
+	FilterOpen  uint64 // of these, while it was in no state to answer: everything passed
+	FilterAudit uint64 // of these, it said "absent" and the key was loaded all the same
+	FilterWrong uint64 // rows of the source that it called absent: false negatives. Each makes the fleet let everything pass until another is built
 	InvalidKeys uint64 // refused by ValidKey, of whatever call
 	Misses      uint64 // neither tier had an answer
 	Coalesced   uint64 // callers that waited for another caller's rebuild
@@ -47,6 +51,12 @@ type Stats struct {
 	MemoryBytes   uint64 // gauge: what the memory holds, of all caches that share it
 	MemoryEntries uint64 // gauge: entries of the memory, of all caches that share it
 	FilterRows    uint64 // gauge: rows in the filter; 0 where none is built
+	FilterSize    uint64 // gauge: rows the filter was made for; those asked for where none is built
+	FilterBytes   uint64 // gauge: of its bits and of what was added since
+	FilterFill    uint64 // gauge: bits that are set, in millionths; half a million at FilterSize
+	FilterRate    uint64 // gauge: absent keys that pass by now, in millionths
+	FilterState   uint64 // gauge: 0 none was built, 1 believed, 2 lagging, 3 doubted: bloom.State; everything passes but at 1
+	FilterDue     uint64 // gauge: 1 if a new one should be built: Hooks.Filter says why
 }
 
 // counters are the counts behind Stats. The count of memory hits is striped, since one shared word would be the slowest thing of a hit.
@@ -54,6 +64,7 @@ type counters struct {
 	memoryHits striped
 	sharedHits striped // of many callers at once: what one batch brought
 
+	filterChecks, filterOpen, filterAudits, filterWrong                      atomic.Uint64
 	absentHits, filtered, invalidKeys, misses, coalesced                     atomic.Uint64
 	loads, loadedKeys, loadErrors, loadPanics, loadsRefused                  atomic.Uint64
 	staleServed, staleErrors, shed, backOffs                                 atomic.Uint64
@@ -86,7 +97,8 @@ func (c *Cache[K, V]) Stats() Stats {
 	n := &c.count
 	s := Stats{
 		MemoryHits: n.memoryHits.load(), SharedHits: n.sharedHits.load(), AbsentHits: n.absentHits.Load(),
-		Filtered: n.filtered.Load(), InvalidKeys: n.invalidKeys.Load(), Misses: n.misses.Load(), Coalesced: n.coalesced.Load(),
+		Filtered: n.filtered.Load(), FilterAsked: n.filterChecks.Load(), FilterOpen: n.filterOpen.Load(),
+		FilterAudit: n.filterAudits.Load(), FilterWrong: n.filterWrong.Load(), InvalidKeys: n.invalidKeys.Load(), Misses: n.misses.Load(), Coalesced: n.coalesced.Load(),
 		Loads: n.loads.Load(), LoadedKeys: n.loadedKeys.Load(), LoadErrors: n.loadErrors.Load(), LoadPanics: n.loadPanics.Load(),
 		LoadsRefused: n.loadsRefused.Load(), StaleServed: n.staleServed.Load(), StaleErrors: n.staleErrors.Load(),
 		Shed: n.shed.Load(), BackOffs: n.backOffs.Load(),
@@ -104,7 +116,7 @@ func (c *Cache[K, V]) Stats() Stats {
 	m := c.memory.Stats()
 	s.MemoryBytes, s.MemoryEntries = m.Bytes, m.Entries
 	if c.filter != nil {
-		s.FilterRows = c.filter.Stats().Added
+		c.filterStats(&s)
 	}
 	return s
 }

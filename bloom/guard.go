@@ -113,12 +113,24 @@ type adder interface{ Add(key string) }
 
 // belief is a filter that is believed, and why.
 type belief struct {
-	filter *Filter
-	// generation is the store's; 0 for a filter whose announcements do not come through a store.
-	generation uint64
+	filter     *Filter
+	generation uint64       // the store's; 0 for a filter whose announcements do not come through a store
 	confirmed  atomic.Int64 // when the store was last asked and had nothing more, since Guard.started
 	cursor     string       // up to which announcements are in filter; changed only by who holds the turn
+	old        time.Time    // when another should be built; by the wall clock, which decides nothing else
+
+	before atomic.Pointer[predecessor] // nil: there was none, or its time is over
 }
+
+// predecessor is the filter that was believed before. For swapGrace a key passes if either filter lets it: a fault of the new one's scan is
+// noticed by rows that are loaded before it hides them.
+type predecessor struct {
+	filter *Filter
+	until  time.Duration // since Guard.started
+}
+
+// swapGrace is how long a filter's predecessor is still asked; then its memory is given back. Chosen; not tuned.
+const swapGrace = time.Minute
 
 // NewGuard returns a guard without a filter: everything passes. The error names all mistakes in o.
 func NewGuard(o Options) (*Guard, error) {
@@ -132,6 +144,29 @@ func NewGuard(o Options) (*Guard, error) {
 // Absent reports whether the source certainly has no row of this key: only a believed filter says so. It takes no lock and
 // allocates nothing.
 func (g *Guard) Absent(key string) bool {
+	b := g.belief.Load()
+	return b != nil && !b.filter.MayContain(key) && !g.passedBefore(b, key) && g.current(b)
+}
+
+// passedBefore reports whether b's predecessor, if it is still asked, lets key pass.
+func (g *Guard) passedBefore(b *belief, key string) bool {
+	p := g.predecessor(b)
+	return p != nil && p.filter.MayContain(key)
+}
+
+// predecessor is b's, nil once its time is over.
+func (g *Guard) predecessor(b *belief) *predecessor {
+	p := b.before.Load()
+	if p != nil && time.Since(g.started) > p.until {
+		b.before.CompareAndSwap(p, nil)
+		return nil
+	}
+	return p
+}
+
+// Lacks reports whether the believed filter itself, without its predecessor's word, calls key absent: for whoever knows that the source has its
+// row. See Refute.
+func (g *Guard) Lacks(key string) bool {
 	b := g.belief.Load()
 	return b != nil && !b.filter.MayContain(key) && g.current(b)
 }
@@ -169,10 +204,28 @@ func (g *Guard) Doubt() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if b := g.belief.Load(); b != nil {
-		g.doubtLocked(b)
-		g.refused = max(g.refused, b.generation)
-		g.untold = g.refused
+		g.refuseLocked(b)
 	}
+}
+
+// Refute says that the source has a row of this key, whose announcement, if there was one, has been read by now. It doubts the filter, and returns
+// true, if that calls the row absent.
+func (g *Guard) Refute(key string) (doubted bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	b := g.belief.Load()
+	if b == nil || b.filter.MayContain(key) {
+		return false
+	}
+	g.refuseLocked(b)
+	return true
+}
+
+// refuseLocked doubts b for good.
+func (g *Guard) refuseLocked(b *belief) {
+	g.doubtLocked(b)
+	g.refused = max(g.refused, b.generation)
+	g.untold = g.refused
 }
 
 // doubtLocked ends the belief b, unless another has taken its place.
@@ -199,12 +252,18 @@ func (g *Guard) State() State {
 	return Unbuilt
 }
 
-// Stats returns the believed filter's size and fill; only the capacity asked for if there is none.
+// Stats returns the believed filter's size and fill, its Bytes with those of the one before it while that is still asked; only the capacity
+// asked for if there is none.
 func (g *Guard) Stats() Stats {
-	if b := g.belief.Load(); b != nil {
-		return b.filter.Stats()
+	b := g.belief.Load()
+	if b == nil {
+		return Stats{Capacity: g.options.Capacity}
 	}
-	return Stats{Capacity: g.options.Capacity}
+	s := b.filter.Stats()
+	if p := g.predecessor(b); p != nil {
+		s.Bytes += p.filter.Stats().Bytes
+	}
+	return s
 }
 
 // receive gives a the announcements of the last Reach, and all that follow. whole is false if some of the last Reach are not
@@ -234,6 +293,10 @@ func (g *Guard) believe(next *belief) error {
 	}
 	if b := g.belief.Load(); b != nil && b.generation > next.generation && next.generation != 0 {
 		return ErrSuperseded
+	}
+	next.old = oldAt(next.generation)
+	if b := g.belief.Load(); b != nil {
+		next.before.Store(&predecessor{b.filter, time.Since(g.started) + swapGrace})
 	}
 	g.belief.Store(next)
 	g.doubted.Store(false)
