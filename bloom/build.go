@@ -42,8 +42,8 @@ type BuildReport struct {
 // of the Reach, from the store's and from Add's own log. If Redis lost them just before the build, only that log has them:
 // that is the limit.
 func (g *Guard) Build(ctx context.Context, rows iter.Seq2[string, error], o BuildOptions, st Store) (BuildReport, error) {
-	if rows == nil || o.RowsPerSecond < 0 {
-		return BuildReport{}, fmt.Errorf("bloom: Build needs rows (given: %t) and RowsPerSecond of at least 0 (is %d)", rows != nil, o.RowsPerSecond)
+	if err := o.check(rows != nil, st != nil); err != nil {
+		return BuildReport{}, err
 	}
 	if !g.building.CompareAndSwap(false, true) {
 		return BuildReport{}, ErrBuilding
@@ -52,12 +52,12 @@ func (g *Guard) Build(ctx context.Context, rows iter.Seq2[string, error], o Buil
 	started := time.Now()
 	s := &scan{guard: g, store: st, options: o, started: started, next: &belief{}}
 	if st != nil {
-		cursor, generation, whole, err := st.BeginFilter(ctx, Reach)
+		cursor, generation, whole, err := st.BeginFilter(ctx, max(Reach, o.ReplicaLag))
 		if err != nil {
 			return BuildReport{}, fmt.Errorf("bloom: beginning a build: %w", err)
 		}
 		if !whole {
-			return BuildReport{}, fmt.Errorf("%w: more came in the last %v than the store keeps; build when fewer come", ErrBehind, Reach)
+			return BuildReport{}, fmt.Errorf("%w: more came in the last %v than the store keeps; build when fewer come", ErrBehind, max(Reach, o.ReplicaLag))
 		}
 		s.next.cursor, s.next.generation = cursor, generation
 	}
@@ -87,6 +87,16 @@ type scan struct {
 	followed time.Time // when the store was last read
 	told     time.Time // when Progress was last called
 	due      time.Time // when the next row may be read
+	sample   sample    // of the rows
+}
+
+// check says what is wrong with the arguments of Build.
+func (o BuildOptions) check(rows, store bool) error {
+	if !rows || o.RowsPerSecond < 0 || o.ReplicaLag < 0 || o.ReplicaLag > Reach && !store {
+		return fmt.Errorf("bloom: Build needs rows (given: %t), RowsPerSecond of at least 0 (is %d), ReplicaLag of at least 0 (is %v), and without a store of at most %v",
+			rows, o.RowsPerSecond, o.ReplicaLag, Reach)
+	}
+	return nil
 }
 
 func (s *scan) run(ctx context.Context, rows iter.Seq2[string, error]) error {
@@ -100,6 +110,7 @@ func (s *scan) run(ctx context.Context, rows iter.Seq2[string, error]) error {
 		}
 		s.builder.Add(key)
 		s.rows++
+		s.sample.add(key, s.rows)
 		if err := s.between(ctx); err != nil {
 			return err
 		}
@@ -161,14 +172,18 @@ func (s *scan) pace(ctx context.Context, now time.Time) error {
 // turn is taken only then, so that the filter in force is kept up to date meanwhile.
 func (s *scan) finish(ctx context.Context) error {
 	g := s.guard
-	if s.store == nil {
-		g.complete(s)
-		return g.believe(s.next)
-	}
-	if err := g.follow(ctx, s.store, s.next, s.builder); err != nil {
-		return err
+	if s.store != nil {
+		if err := g.follow(ctx, s.store, s.next, s.builder); err != nil {
+			return err
+		}
 	}
 	g.complete(s)
+	if err := s.plausible(); err != nil {
+		return err
+	}
+	if s.store == nil {
+		return g.believe(s.next)
+	}
 	stored, failed := s.store.SaveFilter(ctx, s.next.generation, s.next.cursor, s.next.filter.Snapshot())
 	if failed == nil && !stored {
 		return ErrSuperseded

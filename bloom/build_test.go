@@ -250,6 +250,68 @@ func TestFilterInForceIsKeptUpToDateWhileAnotherIsStored(t *testing.T) {
 	require.True(t, g.Absent("none"))
 }
 
+// What was built is not believed if the scan gave far fewer or far more rows than expected, or if the filter lacks rows that it was given or
+// that were announced; what was believed before stays. Broken by: finish without plausible; plausible without each of its three looks.
+func TestImplausibleFilterIsNotBelieved(t *testing.T) {
+	for name, st := range map[string]Store{"one process": nil, "shared": &memoryStore{}} {
+		g := newTestGuard(t)
+		build := func(expected uint64, spoil func(*builder), rows ...string) error {
+			_, err := g.Build(t.Context(), during(func() {
+				for a := range g.incoming {
+					spoil(a.(*builder))
+				}
+			}, rows...), BuildOptions{Expected: expected}, st)
+			return err
+		}
+		nothing := func(*builder) {}
+		require.NoError(t, build(0, nothing, "a"))
+		require.ErrorIs(t, build(3, nothing, "b", "c"), ErrImplausible, name)
+		require.ErrorIs(t, build(1, nothing, "b", "c"), ErrImplausible, name)
+		require.ErrorIs(t, build(0, func(b *builder) { b.bits.ClearAll() }, "b"), ErrImplausible, name)
+		require.True(t, g.Absent("b"), "%s: the filter from before", name)
+		require.Empty(t, g.incoming, name)
+		g.Add("announced")
+		require.ErrorIs(t, build(0, func(b *builder) { b.bits.ClearAll() }), ErrImplausible, name)
+		require.NoError(t, build(2, nothing, "b", "c"), name)
+		require.NoError(t, build(2, nothing, "b", "c", "d"), name)
+		require.False(t, g.Absent("d"), name)
+	}
+}
+
+// The sample is of the whole scan. Broken by: add without the second branch.
+func TestSampleIsOfTheWholeScan(t *testing.T) {
+	var s sample
+	const rows = 5 * sampleSize
+	for i := range rows {
+		s.add(strconv.Itoa(i), uint64(i+1))
+	}
+	require.Len(t, s, sampleSize)
+	late := 0
+	for _, key := range s {
+		if i, err := strconv.Atoi(key); err == nil && i >= rows/2 {
+			late++
+		}
+	}
+	require.InDelta(t, sampleSize/2, late, 500) // ten standard deviations
+}
+
+// A replica further behind than Reach is allowed for by reading the announcements from further back. Broken by: Build asking for Reach.
+func TestReplicaLagReachesFurtherBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st, g := &memoryStore{}, newTestGuard(t)
+		st.announce("long ago")
+		time.Sleep(3 * Reach)
+		for lag, absent := range map[time.Duration]bool{time.Second: true, 4 * Reach: false} {
+			g = newTestGuard(t)
+			_, err := g.Build(t.Context(), rowsOf("a"), BuildOptions{ReplicaLag: lag}, st)
+			require.NoError(t, err)
+			require.Equal(t, absent, g.Absent("long ago"), "%v", lag)
+		}
+		_, err := g.Build(t.Context(), rowsOf("a"), BuildOptions{ReplicaLag: 4 * Reach}, nil)
+		require.ErrorContains(t, err, "ReplicaLag")
+	})
+}
+
 // A scan longer than what the store keeps succeeds, because announcements are read while it runs.
 func TestLongScanKeepsUpWithTheAnnouncements(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -28,6 +28,9 @@ var (
 	ErrDoubted = errors.New("bloom: the filter called a row absent that exists")
 	// ErrSuperseded is what Build fails with when a filter stands whose build began later: nothing has changed, and Adopt fetches that one.
 	ErrSuperseded = errors.New("bloom: a newer filter stands")
+	// ErrImplausible is what Build fails with when what was built cannot be right: see BuildOptions.Expected, and scan.plausible for the keys
+	// that are tried. What was believed before stays.
+	ErrImplausible = errors.New("bloom: what was built is not plausible")
 	// ErrTooLarge is what Adopt fails with for a filter that was built for more keys, or a lower rate, than this guard's Options: it takes
 	// no more memory than they ask for.
 	ErrTooLarge = errors.New("bloom: the stored filter is larger than the Options here ask for")
