@@ -1,0 +1,99 @@
+package rebuild
+
+import (
+	"math"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// zipf draws ranks below n, rank r with a probability proportional to (r+1)^-skew. The standard library's knows no skew below 1.
+type zipf struct {
+	sums []float64
+	rand *rand.Rand
+}
+
+func newZipf(n int, skew float64, seed uint64) *zipf {
+	z := &zipf{sums: make([]float64, n), rand: rand.New(rand.NewPCG(seed, seed))}
+	sum := 0.0
+	for r := range z.sums {
+		sum += math.Pow(float64(r+1), -skew)
+		z.sums[r] = sum
+	}
+	return z
+}
+
+func (z *zipf) draw() int {
+	r, _ := slices.BinarySearch(z.sums, z.rand.Float64()*z.sums[len(z.sums)-1])
+	return min(r, len(z.sums)-1)
+}
+
+// mixed is a hash of small numbers.
+func mixed(n uint64) uint64 {
+	n = (n ^ n>>30) * 0xbf58476d1ce4e5b9
+	n = (n ^ n>>27) * 0x94d049bb133111eb
+	return n ^ n>>31
+}
+
+// Of many keys the sketch names the hundred most frequent, and how often they came, in a space that holds a fiftieth of them, at a strong and at
+// a mild skew. Broken by: any key taking the bucket that it meets (without the chance of decayed, 64 and 0 of the hundred are found).
+func TestSketchFindsTheMostFrequentKeys(t *testing.T) {
+	const keys, draws, most = 300_000, 500_000, 100
+	for _, c := range []struct {
+		skew       float64
+		found      int // of the true hundred
+		meanMissed float64
+	}{{0.99, 98, 0.01}, {0.7, 90, 0.10}} {
+		z := newZipf(keys, c.skew, 7)
+		s, top := newSketch(leavingWidth, 3), newTopKeys[int](leavingTop)
+		exact := make([]int, keys)
+		for range draws {
+			key := z.draw()
+			exact[key]++
+			hash := mixed(uint64(key + 1))
+			top.offer(topKey[int]{hash: hash, count: s.add(hash), key: key})
+		}
+		require.LessOrEqual(t, len(top.heap), leavingTop)
+		order := make([]int, keys)
+		for key := range order {
+			order[key] = key
+		}
+		slices.SortFunc(order, func(a, b int) int { return exact[b] - exact[a] })
+		slices.SortFunc(top.heap, func(a, b topKey[int]) int { return int(b.count) - int(a.count) })
+		found, missed := 0, 0.0
+		for i, k := range top.heap[:most] {
+			if exact[k.key] >= exact[order[most-1]] { // keys that tie with the hundredth are as good
+				found++
+				missed += math.Abs(float64(k.count)-float64(exact[k.key])) / float64(exact[k.key]) / most
+			}
+			if i < 10 {
+				require.Contains(t, order[:12], k.key, "at skew %v, number %d of the sketch", c.skew, i)
+			}
+		}
+		require.GreaterOrEqual(t, found, c.found, "of the true %d at skew %v", most, c.skew)
+		require.Less(t, missed, c.meanMissed, "mean relative error of the counts at skew %v", c.skew)
+		t.Logf("skew %v: %d of %d found, counts off by %.4f", c.skew, found, most, missed)
+	}
+}
+
+// Counts that fade keep the order of the keys, and those of which nothing is left are forgotten. Broken by: shift not noting where a key went.
+func TestTopKeysFade(t *testing.T) {
+	top := newTopKeys[int](100)
+	for key := range 100 {
+		top.offer(topKey[int]{hash: mixed(uint64(key)), count: uint32(key), key: key})
+	}
+	top.offer(topKey[int]{hash: mixed(1000), count: 1000, key: 1000}) // takes the place of the smallest
+	top.shift(3)
+	require.Len(t, top.heap, 93, "of 0..99 and 1000, those of eight and more")
+	require.Len(t, top.place, 93)
+	for hash, at := range top.place {
+		require.Equal(t, hash, top.heap[at].hash)
+	}
+	require.Equal(t, uint32(1), top.heap[0].count)
+	require.Equal(t, uint32(125), top.heap[top.place[mixed(1000)]].count)
+	require.NotContains(t, top.place, mixed(7))
+	top.offer(topKey[int]{hash: mixed(1000), count: 90, key: 1000})
+	require.Equal(t, uint32(125), top.heap[top.place[mixed(1000)]].count, "a smaller estimate says nothing new")
+}
