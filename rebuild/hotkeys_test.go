@@ -161,7 +161,7 @@ func TestSamplesOfManyReadsAreFewAndTrue(t *testing.T) {
 		owner := &hotLog{}
 		h := NewHotKeys[int](owner)
 		defer h.Close()
-		const reads = 400_000 // a second
+		const reads = 100_000 // a second
 		for range 3 {
 			for i := range reads {
 				id := "a" // one read in ten
@@ -169,7 +169,7 @@ func TestSamplesOfManyReadsAreFewAndTrue(t *testing.T) {
 					id = fmt.Sprint(i % 5000)
 				}
 				h.Seen(id, 0)
-				if i%400 == 0 {
+				if i%100 == 0 {
 					synctest.Wait() // the sketch follows
 					pass(time.Millisecond)
 				}
@@ -178,7 +178,7 @@ func TestSamplesOfManyReadsAreFewAndTrue(t *testing.T) {
 		h.mu.Lock()
 		every, taken := h.every.Load(), h.taken
 		h.mu.Unlock()
-		require.GreaterOrEqual(t, every, uint32(5))
+		require.GreaterOrEqual(t, every, uint32(3))
 		require.Less(t, taken, samplesMost)
 		top := h.Top(1)
 		require.Equal(t, "a", top[0].ID)

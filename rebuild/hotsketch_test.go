@@ -40,12 +40,12 @@ func mixed(n uint64) uint64 {
 // Of many keys the sketch names the hundred most frequent, and how often they came, in a space that holds a fiftieth of them, at a strong and at
 // a mild skew. Broken by: any key taking the bucket that it meets (without the chance of decayed, 64 and 0 of the hundred are found).
 func TestSketchFindsTheMostFrequentKeys(t *testing.T) {
-	const keys, draws, most = 300_000, 500_000, 100
+	const keys, draws, most = 300_000, 300_000, 100
 	for _, c := range []struct {
 		skew       float64
 		found      int // of the true hundred
 		meanMissed float64
-	}{{0.99, 98, 0.01}, {0.7, 90, 0.10}} {
+	}{{0.99, 98, 0.01}, {0.7, 85, 0.10}} {
 		z := newZipf(keys, c.skew, 7)
 		s, top := newSketch(leavingWidth, 3), newTopKeys[int](leavingTop)
 		exact := make([]int, keys)
