@@ -1,0 +1,69 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"time"
+
+	"github.com/tiercache/tiercache/internal/filterlife"
+)
+
+// The life of a filter: what internal/filterlife plays, with more rows and for longer than the tests. The budget is no figure of speed: nobody is
+// told "not found" of a row that was committed. What it costs stands beside it: how long everything passed, in all processes, and how long a
+// build takes that a fleet waits for.
+//
+// What misleads: the source is a set in another Redis server, which gives a scan as fast as it is read; a database is slower. Processes,
+// both servers and all questions share the machine's processors.
+
+const filterLifeName = "filterlife"
+
+func filterLife(ctx context.Context, e *env) (_ []Row, err error) {
+	source, err := startServer(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer source.stop()
+	cache, err := startServer(ctx) // of its own: it is flushed
+	if err != nil {
+		return nil, err
+	}
+	defer cache.stop()
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	o := filterlife.Options{
+		Cache: cache.addr, Source: source.addr, Name: filterLifeName,
+		Rows: pick(e, 200_000, 5000), PerSecond: 1000, Phase: pick(e, 5000, 300),
+		Start: func(spec string) *exec.Cmd {
+			cmd := exec.CommandContext(ctx, self, WorkerFlag, filterLifeName, spec)
+			cmd.Stderr = os.Stderr
+			return cmd
+		},
+	}
+	report, err := filterlife.Play(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	sum := report.Sum()
+	if sum.Wrong > 0 {
+		e.say("the first false negative: %s\n", sum.First)
+	}
+	processes := time.Duration(len(report.Processes))
+	rows := []Row{
+		valueRow("false negatives", float64(sum.Wrong+sum.Stats.FilterWrong), "", atMost(0), fmt.Sprintf("%d questions for committed rows; %d ended with an error", sum.Asked, sum.Failed)),
+		valueRow("inserts", float64(sum.Inserted), "", budget{}, fmt.Sprintf("%.0f a second while %d processes inserted and asked", float64(sum.Inserted)/report.Took.Seconds(), len(report.Processes))),
+		valueRow("time in which everything passed", 100*sum.Passing.Seconds()/(processes*report.Took).Seconds(), "%", budget{}, "of the time of all processes; one was stopped, announcements were lost twice"),
+	}
+	for i, took := range report.Builds {
+		rows = append(rows, valueRow(fmt.Sprintf("build %d", i+1), took.Seconds(), "s", budget{}, []string{"before anything was inserted", "limited, during inserts, one process stopped", "limited, after the flush"}[i]))
+	}
+	return rows, nil
+}
+
+// filterLifeWorker is one process of it; what stands in the place of the address is its spec.
+func filterLifeWorker(ctx context.Context, spec string, l *line) error {
+	return filterlife.Work(ctx, spec, l.in, l.out)
+}

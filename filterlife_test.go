@@ -1,0 +1,45 @@
+package tiercache_test
+
+import (
+	"os"
+	"os/exec"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tiercache/tiercache/internal/filterlife"
+	"github.com/tiercache/tiercache/internal/redistest"
+)
+
+// filterWorker makes this test binary a process of the fleet that internal/filterlife plays.
+const filterWorker = "TIERCACHE_TEST_FILTER_WORKER"
+
+// Property (P6): no process is told "not found" of a committed row: four processes insert 1,000 rows a second and ask for all of them, while
+// filters are built, one process is stopped for longer than bloom.MaxLag, the stream of announcements is trimmed and Redis is flushed.
+// Broken by: Guard.current always true; Announced without the comparison of the cursor's entry.
+func TestNoFalseNegativeThroughTheLifeOfAFilter(t *testing.T) {
+	t.Parallel()
+	cache, source := redistest.Start(t), redistest.Start(t)
+	self, err := os.Executable()
+	require.NoError(t, err)
+	report, err := filterlife.Play(t.Context(), filterlife.Options{
+		Cache: cache.Addr, Source: source.Addr, Name: "life", Rows: 2000, PerSecond: 1000, Phase: 200,
+		Start: func(spec string) *exec.Cmd {
+			cmd := exec.Command(self) //nolint:noctx // it ends with its input
+			cmd.Env, cmd.Stderr = append(os.Environ(), filterWorker+"="+spec), os.Stderr
+			return cmd
+		},
+	})
+	require.NoError(t, err)
+	sum := report.Sum()
+	require.Zero(t, sum.Wrong, "false negatives; the first: %s", sum.First)
+	require.Zero(t, sum.Stats.FilterWrong, "false negatives, as the caches see it")
+	require.NotZero(t, sum.Asked)
+	require.Len(t, report.Builds, 3)
+	for i, p := range report.Processes {
+		require.NotZero(t, p.Inserted, "process %d", i)
+		require.NotZero(t, p.Stats.Filtered, "the filter of process %d said something", i)
+		require.NotZero(t, p.Passing, "process %d let everything pass for a while", i)
+	}
+	t.Logf("%d inserts, %d questions, %d failed; passing for %v of 4 × %v; builds %v; %v", sum.Inserted, sum.Asked, sum.Failed, sum.Passing, report.Took, report.Builds, report.Refused)
+}

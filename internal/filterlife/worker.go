@@ -1,0 +1,290 @@
+package filterlife
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/tiercache/tiercache"
+	"github.com/tiercache/tiercache/bloom"
+	"github.com/tiercache/tiercache/layers"
+)
+
+// Spec is what a process is told at its start.
+type Spec struct {
+	Cache  string        // address of the caches' Redis
+	Source string        // address of the source
+	Name   string        // of the cache, and of the set of rows
+	Number int           // of this process
+	Every  time.Duration // between two inserts
+	Rows   uint64        // the filter's capacity
+}
+
+// order is what a process is told to do. Each is answered by one Answer.
+type order struct {
+	Do     string // begin, hold, heard, go, build, built, look, end
+	Heard  uint64 // heard: waits until so many announcements were heard, this process's own among them
+	PerSec int    // build: rows a second; 0: no limit
+}
+
+// Answer is what a process has done and seen.
+type Answer struct {
+	Inserted uint64        // rows announced and committed
+	Asked    uint64        // questions for committed rows
+	Wrong    uint64        // of these, answered "not found"
+	First    string        // the first wrong answer
+	Failed   uint64        // of these, answered by an error
+	Absent   uint64        // questions for rows that there never were
+	Passing  time.Duration // time in which the filter let everything pass
+	Error    string        // of a build
+	Took     time.Duration // by a build
+	Stats    tiercache.Stats
+}
+
+// process is one process of the fleet.
+type process struct {
+	spec   Spec
+	cache  *tiercache.Cache[string, string]
+	source *redis.Client
+
+	holding sync.RWMutex // held while nothing may be inserted or asked; shared by an insert and a question
+	heard   atomic.Uint64
+	loops   sync.WaitGroup
+	build   chan Answer
+
+	inserted, asked, wrong, failed, absent atomic.Uint64
+	passing                                atomic.Int64
+	first                                  atomic.Pointer[string]
+}
+
+// Work is the life of one process: it does what it is told on in, and answers on out. It ends when in does.
+func Work(ctx context.Context, spec string, in *json.Decoder, out *json.Encoder) error {
+	p := &process{build: make(chan Answer, 1)}
+	if err := json.Unmarshal([]byte(spec), &p.spec); err != nil {
+		return fmt.Errorf("filterlife: %w", err)
+	}
+	p.source = redis.NewClient(&redis.Options{Addr: p.spec.Source})
+	defer p.source.Close() //nolint:errcheck // the process ends
+	rdb := redis.NewClient(&redis.Options{Addr: p.spec.Cache, ContextTimeoutEnabled: true})
+	defer rdb.Close() //nolint:errcheck // as above
+	shared, err := layers.NewRedis(ctx, rdb, layers.RedisOptions{})
+	if err != nil {
+		return err
+	}
+	defer shared.Close() //nolint:errcheck // as above
+	if err := p.open(shared); err != nil {
+		return err
+	}
+	defer p.cache.Close() //nolint:errcheck // as above
+	ctx, cancel := context.WithCancel(ctx)
+	defer p.loops.Wait()
+	defer cancel()
+	for {
+		var o order
+		if err := in.Decode(&o); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("filterlife: %w", err)
+		}
+		a, err := p.do(ctx, o)
+		if err != nil {
+			return err
+		}
+		if err := out.Encode(a); err != nil {
+			return fmt.Errorf("filterlife: %w", err)
+		}
+	}
+}
+
+func (p *process) open(shared *layers.Redis) (err error) {
+	p.cache, err = tiercache.New(tiercache.Options[string, string]{
+		Name: p.spec.Name, Shared: shared,
+		Load: func(ctx context.Context, key string) (string, error) {
+			switch there, err := p.source.SIsMember(ctx, p.spec.Name, key).Result(); {
+			case err != nil:
+				return "", err
+			case !there:
+				return "", tiercache.ErrNotFound
+			}
+			return "row", nil
+		},
+		Filter: bloom.Options{Capacity: p.spec.Rows, FalsePositiveRate: 1e-3}, FilterAudit: -1,
+		MemoryTTL: -1, AbsentTTL: -1, TTLFor: func(string, string) time.Duration { return -1 },
+		Breaker: noBreaker, LoadTimeout: time.Minute,
+		Hooks: &tiercache.Hooks{Invalidated: func(uint64, bool) { p.heard.Add(1) }},
+	})
+	return err
+}
+
+// do carries out one order.
+func (p *process) do(ctx context.Context, o order) (Answer, error) {
+	switch o.Do {
+	case "begin":
+		for _, loop := range []func(context.Context){p.insert, p.ask, p.askAbsent, p.watch} {
+			p.loops.Go(func() { loop(ctx) })
+		}
+	case "hold":
+		p.holding.Lock()
+	case "go":
+		p.holding.Unlock()
+	case "heard":
+		for p.heard.Load() < o.Heard && ctx.Err() == nil {
+			time.Sleep(time.Millisecond)
+		}
+	case "build":
+		go func() {
+			report, err := p.cache.BuildFilter(ctx, p.scan(ctx), bloom.BuildOptions{RowsPerSecond: o.PerSec})
+			a := Answer{Took: report.Took}
+			if err != nil {
+				a.Error = err.Error()
+			}
+			p.build <- a
+		}()
+	case "built":
+		a := <-p.build
+		return a, nil
+	case "look":
+	case "end":
+		return p.look(), p.askAll(ctx)
+	default:
+		return Answer{}, fmt.Errorf("filterlife: unknown order %q", o.Do)
+	}
+	return p.look(), nil
+}
+
+func (p *process) look() Answer {
+	a := Answer{
+		Inserted: p.inserted.Load(), Asked: p.asked.Load(), Wrong: p.wrong.Load(), Failed: p.failed.Load(), Absent: p.absent.Load(),
+		Passing: time.Duration(p.passing.Load()), Stats: p.cache.Stats(),
+	}
+	if first := p.first.Load(); first != nil {
+		a.First = *first
+	}
+	return a
+}
+
+// scan gives every row of the source; one that is inserted meanwhile perhaps.
+func (p *process) scan(ctx context.Context) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		rows := p.source.SScan(ctx, p.spec.Name, 0, "", 1000).Iterator()
+		for rows.Next(ctx) {
+			if !yield(rows.Val(), nil) {
+				return
+			}
+		}
+		if err := rows.Err(); err != nil {
+			yield("", err)
+		}
+	}
+}
+
+// each runs f every so often, never while the process is held.
+func (p *process) each(ctx context.Context, every time.Duration, f func()) {
+	for tick := time.NewTicker(every); ctx.Err() == nil; {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			tick.Stop()
+			return
+		}
+		p.holding.RLock()
+		f()
+		p.holding.RUnlock()
+	}
+}
+
+// insert announces rows and commits them, and asks for each at once.
+func (p *process) insert(ctx context.Context) {
+	n := 0
+	p.each(ctx, p.spec.Every, func() {
+		key := strconv.Itoa(p.spec.Number) + "-" + strconv.Itoa(n)
+		if p.cache.Announce(ctx, key) != nil {
+			return // not yet: it is announced again with the next tick
+		}
+		n++
+		if p.source.SAdd(ctx, p.spec.Name, key).Err() != nil {
+			return
+		}
+		p.inserted.Add(1)
+		p.question(ctx, key)
+	})
+}
+
+// ask asks for rows that any process has committed.
+func (p *process) ask(ctx context.Context) {
+	p.each(ctx, time.Millisecond, func() {
+		if key, err := p.source.SRandMember(ctx, p.spec.Name).Result(); err == nil {
+			p.question(ctx, key)
+		}
+	})
+}
+
+// question asks for a row that was committed before.
+func (p *process) question(ctx context.Context, key string) {
+	_, err := p.cache.Get(ctx, key)
+	p.asked.Add(1)
+	switch {
+	case errors.Is(err, tiercache.ErrNotFound):
+		p.wrong.Add(1)
+		why := fmt.Sprintf("process %d: %s, %+v", p.spec.Number, key, p.cache.Stats())
+		p.first.CompareAndSwap(nil, &why)
+	case err != nil:
+		p.failed.Add(1)
+	}
+}
+
+// askAbsent asks for what there never was, so that it is seen that the filter says something.
+func (p *process) askAbsent(ctx context.Context) {
+	n := 0
+	p.each(ctx, 5*time.Millisecond, func() {
+		n++
+		_, _ = p.cache.Get(ctx, "none-"+strconv.Itoa(n)) // "not found", or an error
+		p.absent.Add(1)
+	})
+}
+
+// watch adds up the time in which the filter lets everything pass.
+func (p *process) watch(ctx context.Context) {
+	last := time.Now()
+	p.each(ctx, 5*time.Millisecond, func() {
+		now := time.Now()
+		if p.cache.Stats().FilterState != uint64(bloom.Believed) {
+			p.passing.Add(int64(now.Sub(last)))
+		}
+		last = now
+	})
+}
+
+// askAll asks for every row of the source.
+func (p *process) askAll(ctx context.Context) error {
+	rows, err := p.source.SMembers(ctx, p.spec.Name).Result()
+	if err != nil {
+		return fmt.Errorf("filterlife: %w", err)
+	}
+	for len(rows) > 0 {
+		some := rows[:min(1000, len(rows))]
+		rows = rows[len(some):]
+		found, err := p.cache.GetMany(ctx, some)
+		if err != nil {
+			p.failed.Add(1)
+			continue
+		}
+		p.asked.Add(uint64(len(some)))
+		if missing := len(some) - len(found); missing > 0 {
+			p.wrong.Add(uint64(missing))
+			why := "at the end " + strings.Join(some[:min(len(some), 3)], ", ")
+			p.first.CompareAndSwap(nil, &why)
+		}
+	}
+	return nil
+}
