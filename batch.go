@@ -158,11 +158,11 @@ func (c *Cache[K, V]) loadMany(ctx context.Context, parts []part[K, V]) {
 		keys[i] = p.key
 	}
 	rows, took, err := rebuild.RunAs(ctx, c.loads, parts[0].why.class, func(ctx context.Context) (map[K]V, error) {
-		c.asking(len(keys))
+		c.asking(len(keys), parts[0].why.class)
 		return c.o.LoadMany(ctx, keys)
 	})
 	c.loadedMany(parts, took, err)
-	if err != nil {
+	if err = gaveWay(parts[0].why.class, err); err != nil {
 		c.failMany(ctx, parts, err)
 		return
 	}

@@ -89,14 +89,22 @@ func (c *Cache[K, V]) ride(ctx context.Context, key K, id string, call *rebuild.
 
 // fly has the key rebuilt, by this caller's flight or by one that began a moment ago.
 func (c *Cache[K, V]) fly(ctx context.Context, key K, id string, why cause, a *answer[V]) error {
-	got, joined, err := c.flights.Do(ctx, id, func(ctx context.Context) (answer[V], error) {
-		return c.rebuild(ctx, key, id, why)
-	})
+	got, err := c.flown(ctx, key, id, why)
+	*a = got
+	return c.settle(ctx, key, id, a, err)
+}
+
+// flown is fly without the settling. Who joined a load that gave way to others, and cannot, has another begun.
+func (c *Cache[K, V]) flown(ctx context.Context, key K, id string, why cause) (a answer[V], err error) {
+	again := func(ctx context.Context) (answer[V], error) { return c.rebuild(ctx, key, id, why) }
+	a, joined, err := c.flights.Do(ctx, id, again)
 	if joined {
 		c.count.coalesced.Add(1)
 	}
-	*a = got
-	return c.settle(ctx, key, id, a, err)
+	if joined && errors.Is(err, errGaveWay) {
+		a, _, err = c.flights.Do(ctx, id, again)
+	}
+	return a, err
 }
 
 // cause is what a rebuild knows of its reason.
@@ -288,8 +296,9 @@ type alone struct {
 // load is steps 6 and 7: one call of the loader behind gate and breaker, under LoadTimeout, a panic or runtime.Goexit turned into an error. "Not
 // found" is a result.
 func (c *Cache[K, V]) load(ctx context.Context, key K, id string, why cause) (layers.Entry[V], error) {
-	value, took, err := rebuild.RunAs(ctx, c.loads, why.class, func(ctx context.Context) (V, error) { return c.loadOne(ctx, key) })
+	value, took, err := rebuild.RunAs(ctx, c.loads, why.class, func(ctx context.Context) (V, error) { return c.loadOne(ctx, key, why.class) })
 	c.loaded(id, took, err)
+	err = gaveWay(why.class, err)
 	switch {
 	case saysAbsent(err):
 		return layers.Entry[V]{Absent: true, Born: time.Now(), Cost: took}, nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -134,6 +135,30 @@ func ExampleCache_Get() {
 	// database: read 404
 	// true
 	// true
+}
+
+func ExampleCache_Warm() {
+	db := newProducts()
+	cache := openProducts(db)
+	defer func() { _ = cache.Close() }()
+
+	report, err := cache.Warm(context.Background(), slices.Values([]int64{1, 2, 3, 4}), tiercache.WarmOptions{
+		KeysPerSecond: -1, // the database is not shared
+		Progress:      func(r tiercache.WarmReport) { fmt.Println("dealt with", r.Done) },
+	})
+	fmt.Println(report.Loaded, "loaded,", report.Absent, "absent", err)
+	fmt.Println(cache.Get(context.Background(), 2))
+	// Output:
+	// database: read 4 rows at once
+	// dealt with 4
+	// 3 loaded, 1 absent <nil>
+	// bellows <nil>
+}
+
+func ExampleWarmReport_Rate() {
+	r := tiercache.WarmReport{Done: 30_000, Fresh: 20_000, Loaded: 10_000, Took: 30 * time.Second}
+	fmt.Println(r.Rate(), "keys a second")
+	// Output: 1000 keys a second
 }
 
 func ExampleCache_GetEntry() {

@@ -197,7 +197,7 @@ func (c *Cache[K, V]) leave(ctx context.Context, claims ...*claim[K, V]) {
 // encoded makes the fill of a loaded entry, which gives the lease back. False: there is nothing to store in Redis and the lease was given
 // back; a value that cannot be encoded, or is too large, is kept in memory only.
 func (c *Cache[K, V]) encoded(ctx context.Context, claim *claim[K, V], e layers.Entry[V]) (layers.Fill, bool) {
-	lives := c.lives(claim.key, claim.id, e, claim.hasStale)
+	lives := c.lives(claim.key, claim.id, e, claim.why, claim.hasStale)
 	if e.Absent && claim.why.marked { // the row is announced: it may be there any moment
 		lives = layers.Lives{}
 	}
@@ -295,7 +295,7 @@ func (c *Cache[K, V]) afterAlone(key K, id string, alone alone, e layers.Entry[V
 		return answer[V]{}, err
 	}
 	_, stood := c.local.Look(key)
-	stored := alive(&e, c.lives(key, id, e, stood))
+	stored := alive(&e, c.lives(key, id, e, alone.why, stood))
 	e.Cap(alone.cut)
 	switch {
 	case !stored:

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/tiercache/tiercache/layers"
+	"github.com/tiercache/tiercache/rebuild"
 )
 
 // How long an entry lives: its TTL, shortened at random so that what was loaded together does not end together.
@@ -31,7 +32,7 @@ func (o *Options[K, V]) jitter(life time.Duration) float64 {
 }
 
 // lives draws how long a loaded entry lives; zero: it is answered and not stored. stood says that it replaces one past its soft end.
-func (c *Cache[K, V]) lives(key K, id string, e layers.Entry[V], stood bool) layers.Lives {
+func (c *Cache[K, V]) lives(key K, id string, e layers.Entry[V], why cause, stood bool) layers.Lives {
 	ttl, stale := c.o.TTL, c.o.MaxStale
 	switch {
 	case e.Absent:
@@ -47,7 +48,7 @@ func (c *Cache[K, V]) lives(key K, id string, e layers.Entry[V], stood bool) lay
 	if c.shared == nil { // memory is all there is
 		ttl = min(ttl, c.o.MemoryTTL)
 	}
-	if share := shareOf(id); c.o.Jitter >= 0 && c.cold.spreads(ttl, share, stood, time.Now()) {
+	if share := shareOf(id); c.o.Jitter >= 0 && (why.class == rebuild.Warm || c.cold.spreads(ttl, share, stood, time.Now())) {
 		return layers.NewLives(ttl, stale, coldJitter, share)
 	}
 	return layers.NewLives(ttl, stale, c.o.jitter(ttl), random())

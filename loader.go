@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/tiercache/tiercache/layers"
+	"github.com/tiercache/tiercache/rebuild"
 )
 
 // Tier says where an answer came from.
@@ -144,15 +145,17 @@ func contextError(ctx context.Context) error {
 }
 
 // asking counts one call of the loader, for n keys.
-func (c *Cache[K, V]) asking(n int) {
+func (c *Cache[K, V]) asking(n int, class rebuild.Class) {
 	c.count.loads.Add(1)
 	c.count.loadedKeys.Add(uint64(n)) //nolint:gosec // never negative
-	c.cold.loading(n, c.o.TTL, time.Now())
+	if class != rebuild.Warm {        // which spreads what it loads whatever else is loaded
+		c.cold.loading(n, c.o.TTL, time.Now())
+	}
 }
 
 // loadOne asks the loader for one key.
-func (c *Cache[K, V]) loadOne(ctx context.Context, key K) (V, error) {
-	c.asking(1)
+func (c *Cache[K, V]) loadOne(ctx context.Context, key K, class rebuild.Class) (V, error) {
+	c.asking(1, class)
 	if c.o.Load != nil {
 		return c.o.Load(ctx, key)
 	}

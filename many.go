@@ -42,6 +42,9 @@ func (c *Cache[K, V]) GetMany(ctx context.Context, keys []K) (map[K]V, error) {
 	}
 	for _, w := range waits {
 		a, err := w.call.Wait(ctx)
+		if errors.Is(err, errGaveWay) {
+			a, err = c.flown(ctx, w.key, w.id, w.why)
+		}
 		b.settle(ctx, w, a, err)
 	}
 	return b.result(ctx)

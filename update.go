@@ -138,7 +138,7 @@ func (c *Cache[K, V]) Set(ctx context.Context, key K, value V) error {
 		return err
 	}
 	e := layers.Entry[V]{Value: value, Born: time.Now()}
-	lives := c.lives(key, id, e, false)
+	lives := c.lives(key, id, e, cause{}, false)
 	if lives.Hard <= 0 { // TTLFor says that it is not stored: what stood before must go
 		return c.Invalidate(ctx, key)
 	}
