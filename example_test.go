@@ -272,6 +272,39 @@ func ExampleCache_UpdateMany() {
 	// map[1:anvil (old) 2:bellows (old)] <nil>
 }
 
+// A filter where rows are inserted by programs that know nothing of the cache: the database's change feed tells of them.
+func ExampleCache_Feed() {
+	db := newProducts()
+	cache, err := tiercache.New(tiercache.Options[int64, string]{
+		Name: "products", Load: db.Load,
+		Filter: bloom.Options{Capacity: 1000}, FilterFeed: 10 * time.Second,
+	})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer func() { _ = cache.Close() }()
+	ctx := context.Background()
+	if _, err := cache.BuildFilter(ctx, db.IDs, bloom.BuildOptions{}); err != nil {
+		fmt.Println(err)
+		return
+	}
+
+	// Until the feed has told something the filter says nothing, and the database is asked.
+	_, err = cache.Get(ctx, 404)
+	fmt.Println(err)
+
+	// The consumer of the feed passes on what it reads, and how far behind it is.
+	fmt.Println(cache.Feed(ctx, 200*time.Millisecond, 4))
+	_, err = cache.Get(ctx, 405)
+	fmt.Println(err)
+	// Output:
+	// database: read 404
+	// tiercache: not found
+	// <nil>
+	// tiercache: not found
+}
+
 func ExampleCache_BuildFilter() {
 	db := newProducts()
 	cache, err := tiercache.New(tiercache.Options[int64, string]{

@@ -94,8 +94,7 @@ func TestShadowFilterBlocksNothing(t *testing.T) {
 }
 
 // A row that was inserted without a word is found by the audit although the filter blocks it, in whatever process that is; then no process of the
-// fleet believes the filter, nor one that starts, until another is built. Broken by: audits returning false; keepFilter without refute; without
-// the CatchUp behind it.
+// fleet believes the filter, nor one that starts, until another is built. Broken by: audits returning false; keepFilter without refute.
 func TestAuditFindsARowThatNobodyAnnounced(t *testing.T) {
 	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
 		s, name := newSource(map[string]string{"k": "v"}), redistest.Name(t)

@@ -36,6 +36,7 @@ type Options[K comparable, V any] struct {
 	SizeOf      func(key K, value V) int // bytes of an entry in memory; nil: its encoded size, or an estimate of it
 	Filter      bloom.Options            // zero: no filter. The cache owns it; BuildFilter builds it
 	FilterAudit float64                  // 0.001; the fraction of what the filter calls absent that is loaded all the same, (0,1]; 1: shadow mode, it blocks nothing; negative: none. See docs/filters.md
+	FilterFeed  time.Duration            // 0: all writers announce; else the filter is believed only while Feed has told of all commits until so long ago; at least 2 s
 	FilterFirst bool                     // ask the filter before Redis: saves a GET for absent keys, finds new rows only once announced here
 
 	TTL          time.Duration            // 10 min; fresh for, at most
@@ -152,8 +153,11 @@ func (o Options[K, V]) withDefaults() (Options[K, V], error) {
 			o.MemoryTTL = defaultMemoryTTL
 		}
 	}
-	if !o.Filter.Enabled() && (o.FilterFirst || o.FilterAudit != 0) {
-		wrong("FilterFirst or FilterAudit is set, but there is no Filter")
+	if !o.Filter.Enabled() && (o.FilterFirst || o.FilterAudit != 0 || o.FilterFeed != 0) {
+		wrong("FilterFirst, FilterAudit or FilterFeed is set, but there is no Filter")
+	}
+	if o.FilterFeed < 0 || o.FilterFeed > 0 && o.FilterFeed < minFilterFeed {
+		wrong("FilterFeed is %v, at least %v is needed: announcements are read each second", o.FilterFeed, minFilterFeed)
 	}
 	if math.IsNaN(o.FilterAudit) || o.FilterAudit > 1 {
 		wrong("FilterAudit is %v, it must be at most 1", o.FilterAudit)
@@ -195,7 +199,9 @@ func New[K comparable, V any](o Options[K, V]) (*Cache[K, V], error) {
 	c := &Cache[K, V]{o: o, keys: keys, gate: gate, breaker: breaker}
 	var filterErr error
 	if o.Filter.Enabled() {
-		c.filter, filterErr = bloom.NewGuard(o.Filter)
+		if c.filter, filterErr = bloom.NewGuard(o.Filter); filterErr == nil {
+			c.filter.RelyOnFeed(o.FilterFeed)
+		}
 	}
 	if err := errors.Join(err, keyErr, gateErr, breakerErr, filterErr); err != nil {
 		return nil, fmt.Errorf("tiercache: options: %w", err)

@@ -149,9 +149,10 @@ func (g *Guard) catchUp(ctx context.Context, st Store, b *belief) error {
 // follow adds the announcements after b's cursor to a, until the store had no more when it was asked. The caller holds the turn,
 // or b is its own.
 func (g *Guard) follow(ctx context.Context, st Store, b *belief, a adder) error {
+	confirmed := time.Duration(b.confirmed.Load())
 	for {
 		asked := time.Since(g.started) // before the question: what is announced while it travels may be missing in the answer
-		keys, next, whole, err := st.Announced(ctx, b.cursor)
+		keys, lags, next, whole, err := st.Announced(ctx, b.cursor)
 		switch {
 		case err != nil:
 			return fmt.Errorf("bloom: reading announcements: %w", err)
@@ -159,6 +160,9 @@ func (g *Guard) follow(ctx context.Context, st Store, b *belief, a adder) error 
 			return ErrBehind
 		}
 		addAll(a, keys)
+		if g.belief.Load() == b { // else the believed filter has not read what the feed told of
+			g.heardFeed(confirmed, lags)
+		}
 		if next == b.cursor {
 			b.confirmed.Store(int64(asked))
 			return nil

@@ -55,7 +55,9 @@ type Store interface {
 	// Announced returns the keys announced from cursor on, some at a time, and the cursor to go on with; the same cursor means that
 	// there was nothing more when the call began. The announcement at cursor itself may be among them. whole MUST be false if any
 	// announcement after cursor may be lost: keys and next then mean nothing.
-	Announced(ctx context.Context, cursor string) (keys []string, next string, whole bool, err error)
+	//
+	// lags are what was told of change feeds after cursor, not at it: each that all rows committed longer ago than that were announced before.
+	Announced(ctx context.Context, cursor string) (keys []string, lags []time.Duration, next string, whole bool, err error)
 }
 
 // State is what a guard's filter is worth.
@@ -93,7 +95,10 @@ func (s State) String() string {
 // Lock order: turn, mu, a filter's own lock.
 type Guard struct {
 	options Options
-	started time.Time // confirmed moments count from here, on the monotonic clock
+	started time.Time // moments count from here, on the monotonic clock: from before the guard was made, so that 0 is none of them
+
+	feed time.Duration // 0: all writers announce their rows; else no more than this may have passed since fed
+	fed  atomic.Int64  // up to when change feeds have told of all commits, since started; 0: not known yet
 
 	belief   atomic.Pointer[belief] // nil: everything passes
 	doubted  atomic.Bool            // says only why there is no belief
@@ -135,13 +140,16 @@ type predecessor struct {
 // swapGrace is how long a filter's predecessor is still asked; then its memory is given back. Chosen; not tuned.
 const swapGrace = time.Minute
 
+// dayBefore is how far a guard's moments reach back before it was made: a change feed may tell of what was before. Chosen; not tuned.
+const dayBefore = 24 * time.Hour
+
 // NewGuard returns a guard without a filter: everything passes. The error names all mistakes in o.
 func NewGuard(o Options) (*Guard, error) {
 	o, err := o.check()
 	if err != nil {
 		return nil, err
 	}
-	return &Guard{options: o, started: time.Now(), turn: make(chan struct{}, 1), incoming: map[adder]struct{}{}}, nil
+	return &Guard{options: o, started: time.Now().Add(-dayBefore), turn: make(chan struct{}, 1), incoming: map[adder]struct{}{}}, nil
 }
 
 // Absent reports whether the source certainly has no row of this key: only a believed filter says so. It takes no lock and
@@ -177,7 +185,11 @@ func (g *Guard) Lacks(key string) bool {
 // current reports whether b's knowledge of the announcements is young enough. Asked after the filter, because only an absent key
 // needs the clock.
 func (g *Guard) current(b *belief) bool {
-	return b.generation == 0 || time.Since(g.started)-time.Duration(b.confirmed.Load()) <= MaxLag
+	now := time.Since(g.started)
+	if g.feed > 0 && (g.fed.Load() == 0 || now-time.Duration(g.fed.Load()) > g.feed) {
+		return false
+	}
+	return b.generation == 0 || now-time.Duration(b.confirmed.Load()) <= MaxLag
 }
 
 // Add makes keys no longer absent, from when it returns: in the filter, in one that is being built or fetched, and in one whose

@@ -31,6 +31,15 @@ type storeEntry struct {
 	id  int
 	at  time.Time
 	key string
+	lag time.Duration // of a change feed; 0: a key
+}
+
+// feed is a change feed's word, in the store.
+func (s *memoryStore) feed(lag time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.last++
+	s.entries = append(s.entries, storeEntry{id: s.last, at: time.Now(), lag: lag})
 }
 
 // announce is another process's Announce, which only the store tells of.
@@ -39,7 +48,7 @@ func (s *memoryStore) announce(keys ...string) {
 	defer s.mu.Unlock()
 	for _, key := range keys {
 		s.last++
-		s.entries = append(s.entries, storeEntry{s.last, time.Now(), key})
+		s.entries = append(s.entries, storeEntry{id: s.last, at: time.Now(), key: key})
 	}
 }
 
@@ -121,34 +130,39 @@ func (s *memoryStore) LoadFilter(ctx context.Context) ([]byte, uint64, string, e
 	return data, generation, cursor, err
 }
 
-func (s *memoryStore) Announced(ctx context.Context, cursor string) ([]string, string, bool, error) {
-	keys, next, whole, err := s.read(cursor)
+func (s *memoryStore) Announced(ctx context.Context, cursor string) ([]string, []time.Duration, string, bool, error) {
+	keys, lags, next, whole, err := s.read(cursor)
 	if s.onRead != nil {
 		s.onRead()
 	}
 	if err == nil {
 		err = ctx.Err()
 	}
-	return keys, next, whole, err
+	return keys, lags, next, whole, err
 }
 
-func (s *memoryStore) read(cursor string) (keys []string, next string, whole bool, err error) {
+func (s *memoryStore) read(cursor string) (keys []string, lags []time.Duration, next string, whole bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.fail != nil {
-		return nil, "", false, s.fail
+		return nil, nil, "", false, s.fail
 	}
 	id, err := strconv.Atoi(cursor)
 	if err != nil {
-		return nil, "", false, fmt.Errorf("cursor %q: %w", cursor, err)
+		return nil, nil, "", false, fmt.Errorf("cursor %q: %w", cursor, err)
 	}
 	at := slices.IndexFunc(s.entries, func(e storeEntry) bool { return e.id == id })
 	if at < 0 {
-		return nil, "", false, nil
+		return nil, nil, "", false, nil
 	}
 	page := s.entries[at:min(at+3, len(s.entries))] // small pages, so that tests turn over several
-	for _, e := range page {
-		keys = append(keys, e.key)
+	for i, e := range page {
+		switch {
+		case e.lag == 0:
+			keys = append(keys, e.key)
+		case i > 0:
+			lags = append(lags, e.lag)
+		}
 	}
-	return keys, strconv.Itoa(page[len(page)-1].id), true, nil
+	return keys, lags, strconv.Itoa(page[len(page)-1].id), true, nil
 }

@@ -45,6 +45,7 @@ const (
 
 const (
 	filterKeyField  = 'k' // an announced key
+	filterFedField  = 'b' // a change feed's beat: its lag in milliseconds, decimal
 	filterOpenField = 'o' // the beginning of a build: it only makes the stream and tells the server's time
 )
 
@@ -121,6 +122,14 @@ func (s *Space) AppendAnnounced(ctx context.Context, ids ...string) error {
 	return nil
 }
 
+// AppendFed adds to the announcements that a change feed has told of every row committed longer than lag ago: after these rows' own. One round trip.
+func (s *Space) AppendFed(ctx context.Context, lag time.Duration) error {
+	if _, err := s.filterAppend(ctx, filterFedField, strconv.FormatInt(millis(lag), 10)); err != nil {
+		return fmt.Errorf("layers: telling of a change feed: %w", err)
+	}
+	return nil
+}
+
 // filterAppend adds one entry for each value, all with the same field, and renews the stream's expiry, at one moment: the stream
 // never stands without an expiry. It returns the last entry.
 func (s *Space) filterAppend(ctx context.Context, kind byte, values ...string) (filterCursor, error) {
@@ -177,13 +186,13 @@ func (s *Space) BeginFilter(ctx context.Context, reach time.Duration) (cursor st
 	return c.String(), opening.generation(), whole, nil
 }
 
-// Announced returns announced ids from cursor on, at most 1,000, and the cursor to go on with; the same cursor says that there was
-// nothing more. whole is false if the cursor's announcement is not there any more: the stream was trimmed past it, lost, or begun
+// Announced returns announced ids from cursor on, at most 1,000, the lags that change feeds told after it, and the cursor to go on with; the
+// same cursor says that there was nothing more. whole is false if the cursor's announcement is not there any more: the stream was trimmed past it, lost, or begun
 // anew. One round trip.
-func (s *Space) Announced(ctx context.Context, cursor string) (ids []string, next string, whole bool, err error) {
+func (s *Space) Announced(ctx context.Context, cursor string) (ids []string, lags []time.Duration, next string, whole bool, err error) {
 	c, ok := parseFilterCursor(cursor)
 	if !ok {
-		return nil, "", false, nil
+		return nil, nil, "", false, nil
 	}
 	var entries []redis.XMessage
 	stream := s.filterStreamKey()
@@ -192,19 +201,26 @@ func (s *Space) Announced(ctx context.Context, cursor string) (ids []string, nex
 		return err
 	})
 	if err != nil {
-		return nil, "", false, fmt.Errorf("layers: reading the stream of announcements: %w", err)
+		return nil, nil, "", false, fmt.Errorf("layers: reading the stream of announcements: %w", err)
 	}
 	if len(entries) == 0 || filterCursorOf(entries[0]) != c {
-		return nil, "", false, nil
+		return nil, nil, "", false, nil
 	}
-	for _, e := range entries {
+	for i, e := range entries {
 		for field, value := range e.Values {
-			if key, isString := value.(string); isString && strings.HasPrefix(field, string(filterKeyField)) {
-				ids = append(ids, key)
+			text, _ := value.(string)
+			switch {
+			case field == "":
+			case field[0] == filterKeyField:
+				ids = append(ids, text)
+			case field[0] == filterFedField && i > 0: // the cursor's own was read before
+				if ms, err := strconv.ParseInt(text, 10, 64); err == nil && ms >= 0 {
+					lags = append(lags, span(ms))
+				}
 			}
 		}
 	}
-	return ids, filterCursorOf(entries[len(entries)-1]).String(), true, nil
+	return ids, lags, filterCursorOf(entries[len(entries)-1]).String(), true, nil
 }
 
 // KeepFilter renews the expiry of the snapshot and of the stream, where they are: once a minute from one process is plenty.

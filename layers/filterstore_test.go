@@ -347,7 +347,7 @@ func TestForeignFilterIsAnError(t *testing.T) {
 func readAnnounced(t *testing.T, s *Space, cursor string) (ids []string, next string) {
 	t.Helper()
 	for {
-		page, next, whole, err := s.Announced(t.Context(), cursor)
+		page, _, next, whole, err := s.Announced(t.Context(), cursor)
 		require.NoError(t, err)
 		require.True(t, whole)
 		ids = append(ids, page...)
@@ -390,6 +390,31 @@ func TestAnnouncementsAreReadInOrder(t *testing.T) {
 			ids, _ = readAnnounced(t, s, next)
 			require.Equal(t, []string{"2499", "one more", "one more"}, ids, "the page after it has only the cursor's own")
 			require.ErrorIs(t, s.AppendAnnounced(t.Context(), strings.Repeat("x", MaxKeyBytes+1)), ErrKeyTooLong)
+		})
+	}
+}
+
+// What change feeds tell is read once, after the announcements before it, and never with the cursor's own entry.
+// Broken by: Announced without i > 0.
+func TestFeedsAreReadOnce(t *testing.T) {
+	for name, open := range filterServers {
+		t.Run(name, func(t *testing.T) {
+			s := filterSpace(t, open(t), redistest.Name(t), Events{})
+			cursor, _, _, err := s.BeginFilter(t.Context(), time.Minute)
+			require.NoError(t, err)
+			require.NoError(t, s.AppendAnnounced(t.Context(), "row"))
+			require.NoError(t, s.AppendFed(t.Context(), 1500*time.Millisecond))
+			ids, lags, next, whole, err := s.Announced(t.Context(), cursor)
+			require.NoError(t, err)
+			require.True(t, whole)
+			require.Equal(t, []string{"row"}, ids)
+			require.Equal(t, []time.Duration{1500 * time.Millisecond}, lags)
+			ids, lags, again, whole, err := s.Announced(t.Context(), next)
+			require.NoError(t, err)
+			require.True(t, whole)
+			require.Equal(t, next, again)
+			require.Empty(t, ids)
+			require.Empty(t, lags)
 		})
 	}
 }
@@ -458,7 +483,7 @@ func TestGapInTheAnnouncementsIsNoticed(t *testing.T) {
 			s := filterSpace(t, client, redistest.Name(t), Events{})
 			notWhole := func(cursor, why string) {
 				t.Helper()
-				ids, _, whole, err := s.Announced(t.Context(), cursor)
+				ids, _, _, whole, err := s.Announced(t.Context(), cursor)
 				require.NoError(t, err, why)
 				require.False(t, whole, why)
 				require.Empty(t, ids, why)
@@ -494,7 +519,7 @@ func TestAnnouncingAndReadingAreOneRoundTrip(t *testing.T) {
 	require.NoError(t, s.AppendAnnounced(t.Context(), make([]string, 1000)...))
 	require.Equal(t, 1000, counter.Sent("xadd"))
 	require.Equal(t, 1, counter.Sent("multi"), "one transaction")
-	_, _, _, err = s.Announced(t.Context(), cursor)
+	_, _, _, _, err = s.Announced(t.Context(), cursor)
 	require.NoError(t, err)
 	require.Equal(t, 1, counter.Sent("xrange"))
 }
@@ -516,15 +541,15 @@ func TestFilterStoreEndsItsCallsWhenRedisHangs(t *testing.T) {
 	require.Error(t, s.AppendAnnounced(t.Context(), "b"))
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, _, _, err = s.Announced(ctx, cursor)
+	_, _, _, _, err = s.Announced(ctx, cursor)
 	require.ErrorIs(t, err, context.Canceled)
-	_, _, _, err = s.Announced(t.Context(), cursor)
+	_, _, _, _, err = s.Announced(t.Context(), cursor)
 	require.Error(t, err)
 	server.Continue()
 	require.Eventually(t, func() bool { return s.AppendAnnounced(t.Context(), "c") == nil }, time.Minute, 10*time.Millisecond)
 	var ids []string
 	require.Eventually(t, func() bool { // with so short a budget a slow machine may take it for hung again
-		ids, _, _, err = s.Announced(t.Context(), cursor)
+		ids, _, _, _, err = s.Announced(t.Context(), cursor)
 		return err == nil
 	}, time.Minute, 10*time.Millisecond)
 	require.Contains(t, ids, "c")

@@ -1,0 +1,77 @@
+package bloom
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// A guard that relies on a change feed believes its filter only while the feed's word is young enough: not before the first one that was told
+// since it reads the announcements, not by one whose lag is too long, not by one that only a filter under way has read; every word is as old as the
+// reading before it. One word more, and it is believed again. Another guard does not care.
+// Broken by: current without feed; without fed 0; follow taking the word for any filter; heardFeed without confirmed 0.
+func TestFeedThatFallsBehindLetsEverythingPass(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const bound = 10 * time.Second
+		st, g, other := stored(t, "a"), newTestGuard(t), newTestGuard(t)
+		g.RelyOnFeed(bound)
+		st.feed(time.Second) // nobody knows when
+		time.Sleep(3 * time.Second)
+		require.NoError(t, g.Adopt(t.Context(), st))
+		require.NoError(t, other.Adopt(t.Context(), st))
+		require.Equal(t, Lagging, g.State(), "nothing was told since")
+		require.False(t, g.Absent("none"))
+		require.True(t, other.Absent("none"))
+
+		catchUp := func(after time.Duration) State {
+			time.Sleep(after)
+			require.NoError(t, g.CatchUp(t.Context(), st))
+			return g.State()
+		}
+		st.feed(time.Second)
+		require.Equal(t, Believed, catchUp(time.Second))
+		require.True(t, g.Absent("none"))
+		st.announce("row")
+		for range 8 {
+			require.Equal(t, Believed, catchUp(time.Second))
+		}
+		require.False(t, g.Absent("row"))
+		require.Equal(t, Lagging, catchUp(time.Second), "ten seconds and one after what it told of, and none of its word was read twice")
+		require.False(t, g.Absent("none"))
+		st.feed(bound)
+		require.Equal(t, Lagging, catchUp(time.Second), "told now, of long ago")
+		st.feed(time.Second)
+		require.Equal(t, Believed, catchUp(time.Second))
+
+		time.Sleep(bound - 3*time.Second)
+		_, err := g.Build(t.Context(), during(func() {
+			st.feed(time.Second)
+			time.Sleep(followEvery)
+			require.Equal(t, Lagging, g.State())
+		}, "a", "b"), BuildOptions{}, st)
+		require.NoError(t, err)
+		require.Equal(t, Lagging, g.State(), "the word was read for the filter under way")
+		st.feed(time.Second)
+		require.Equal(t, Believed, catchUp(time.Second))
+	})
+}
+
+// Without a store the feed's word comes by Fed. Broken by: Fed without lag.
+func TestFeedOfOneProcess(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newTestGuard(t)
+		g.RelyOnFeed(10 * time.Second)
+		_, err := g.Build(t.Context(), rowsOf("a"), BuildOptions{}, nil)
+		require.NoError(t, err)
+		time.Sleep(time.Minute)
+		require.Equal(t, Lagging, g.State())
+		g.Fed(4 * time.Second)
+		g.Fed(5 * time.Second) // an older word changes nothing
+		time.Sleep(6 * time.Second)
+		require.Equal(t, Believed, g.State())
+		time.Sleep(time.Second)
+		require.Equal(t, Lagging, g.State())
+	})
+}

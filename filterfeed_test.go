@@ -1,0 +1,53 @@
+package tiercache_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/tiercache/tiercache/bloom"
+	"github.com/tiercache/tiercache/internal/redistest"
+)
+
+// P6: with FilterFeed a filter says nothing until a change feed has told, to whichever process, of all commits until lately; the rows that it tells
+// of are found by all. Broken by: Feed without Announce; New without RelyOnFeed; Feed without AppendFed.
+func TestFilterThatReliesOnAFeed(t *testing.T) {
+	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
+		s, name := newSource(map[string]string{"k": "v"}), redistest.Name(t)
+		o := filterOptions(name, s)
+		o.FilterFeed, o.AbsentTTL = time.Minute, -1
+		p := openPeers(t, 2, client, o)
+		_, err := p[0].BuildFilter(t.Context(), rowsOf(s), bloom.BuildOptions{})
+		require.NoError(t, err)
+		eventually(t, func() bool { return p[1].Stats().FilterRows > 0 }, "the filter was fetched")
+		for _, p := range p {
+			require.EqualValues(t, bloom.Lagging, p.Stats().FilterState)
+			requireAbsent(t, p, "none")
+			require.Zero(t, p.Stats().Filtered, "nothing was told yet")
+		}
+		s.write("foreign", "v") // by a writer that knows nothing of the cache
+		require.NoError(t, p[0].Feed(t.Context(), 0, "foreign"))
+		for _, p := range p {
+			asking(t, func() bool {
+				require.NoError(t, p.Feed(t.Context(), 0)) // the first word that a process reads may be of before it read anything
+				return p.Stats().FilterState == uint64(bloom.Believed)
+			}, "the word is heard")
+			requireAbsent(t, p, "none")
+			require.EqualValues(t, 1, p.Stats().Filtered)
+			requireGet(t, p, "foreign", "v")
+			require.Zero(t, p.Stats().FilterWrong)
+		}
+	})
+}
+
+func TestFeedRefusesWhatMakesNoSense(t *testing.T) {
+	// Feed needs a Filter and a lag that is not negative, and ends with Close.
+	c := openAlone(t, newSource(nil), nil)
+	require.ErrorContains(t, c.Feed(t.Context(), 0), "no Filter")
+	o := filterOptions("alone", newSource(nil))
+	c = openCache(t, o)
+	require.ErrorContains(t, c.Feed(t.Context(), -1), "negative")
+	require.NoError(t, c.Feed(t.Context(), 0, "k"))
+}
