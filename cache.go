@@ -64,7 +64,7 @@ func (c *Cache[K, V]) get(ctx context.Context, key K, a *answer[V]) error {
 		return c.ride(ctx, key, id, call, a)
 	}
 	var why cause
-	if c.o.FilterFirst && c.certainlyAbsent(id, &why) {
+	if c.o.FilterFirst && c.certainlyAbsent(ctx, id, &why) {
 		*a = filteredAnswer[V]()
 		return c.settle(ctx, key, id, a, nil)
 	}
@@ -73,7 +73,7 @@ func (c *Cache[K, V]) get(ctx context.Context, key K, a *answer[V]) error {
 		return c.settle(ctx, key, id, a, err)
 	}
 	c.count.misses.Add(1)
-	if c.certainlyAbsent(id, &why) { // 4
+	if !c.o.FilterFirst && c.certainlyAbsent(ctx, id, &why) { // 4
 		*a = filteredAnswer[V]()
 		return c.settle(ctx, key, id, a, nil)
 	}

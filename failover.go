@@ -52,8 +52,11 @@ func (l *loss) steady() {
 func (c *Cache[K, V]) lost(back time.Duration) {
 	c.cold.begin(time.Now(), nothingStands)
 	if c.loss.announced != nil {
-		ids, _ := c.loss.announced.All() // too many: then what they may have hidden is cleared below
+		ids, whole := c.loss.announced.All() // too many: then what they may have hidden is cleared below
 		c.announces.Add(ids...)
+		if whole || back >= recentTime {
+			c.oldData.Store(true) // before the wake below
+		}
 	}
 	ids, whole := c.loss.recent.All()
 	ids = append(ids, c.loss.writes.lose()...)

@@ -21,15 +21,14 @@ func (c *Cache[K, V]) filterStore() bloom.Store {
 
 // certainlyAbsent is step 4: the filter knows that the source has no such row. It is asked only
 // after Redis was (unless FilterFirst): an announced row that this process has not heard of yet has its marker there.
-func (c *Cache[K, V]) certainlyAbsent(id string, why *cause) bool {
-	if c.filter == nil || why.marked || why.audited {
-		return false
-	}
-	if c.shared != nil && !why.asked && !c.o.FilterFirst {
+func (c *Cache[K, V]) certainlyAbsent(ctx context.Context, id string, why *cause) bool {
+	if !c.mayFilter(why) {
 		return false
 	}
 	c.count.filterChecks.Add(1)
 	switch {
+	case c.segments != nil:
+		return c.filteredBy(c.segments.Absent(ctx, id)[0])
 	case !c.filter.Absent(id):
 		if !c.filter.Believed() {
 			c.count.filterOpen.Add(1)
@@ -42,9 +41,18 @@ func (c *Cache[K, V]) certainlyAbsent(id string, why *cause) bool {
 	return true
 }
 
+// mayFilter reports whether the filter may be asked of a key.
+func (c *Cache[K, V]) mayFilter(why *cause) bool {
+	return c.o.Filter.Enabled() && !why.marked && !why.audited && (c.shared == nil || why.asked || c.o.FilterFirst)
+}
+
 // keepFilter reads what other processes announced, fetches a new snapshot if there is one, and keeps both from expiring. It is called each
 // second while Redis answers; where it is not called for bloom.MaxLag the filter says nothing any more.
 func (c *Cache[K, V]) keepFilter(ctx context.Context) {
+	if c.segments != nil {
+		c.keepSegments(ctx)
+		return
+	}
 	store := c.filterStore()
 	if c.newFilter.Swap(false) {
 		if err := c.filter.Adopt(ctx, store); err != nil && !saysNoFilter(err) {
@@ -85,10 +93,14 @@ func (c *Cache[K, V]) filterFailed(ctx context.Context, err error) {
 
 // appendAnnounced tells the stream that filters follow, where this cache has one.
 func (c *Cache[K, V]) appendAnnounced(ctx context.Context, ids []string) error {
-	if c.filter == nil || len(ids) == 0 {
+	if !c.o.Filter.Enabled() || len(ids) == 0 {
 		return nil
 	}
-	err := c.shared.AppendAnnounced(ctx, ids...)
+	announce := c.shared.AppendAnnounced
+	if c.segments != nil {
+		announce = c.segments.Announce
+	}
+	err := announce(ctx, ids...)
 	if err != nil {
 		c.sharedFailed("announce", err)
 	}

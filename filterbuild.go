@@ -25,11 +25,14 @@ var errNoFilter = errors.New("tiercache: the cache has no Filter")
 // or could not renew its lock for ten seconds, the next of those who wait scans. Whoever lost the lock ends with rebuild.ErrLeaseLost, and
 // stores nothing over a filter whose scan began later. Redis that cannot be asked when the call begins is an error; later it is waited for
 // until ctx ends. Close ends it with ErrClosed.
+//
+// A filter in Redis (bloom.InRedis) is built without that lock: of two builds in the fleet the one that began last wins, the other ends with
+// bloom.ErrOvertaken. No process fetches anything.
 func (c *Cache[K, V]) BuildFilter(ctx context.Context, rows iter.Seq2[K, error], o bloom.BuildOptions) (bloom.BuildReport, error) {
 	if err := c.usable(ctx); err != nil {
 		return bloom.BuildReport{}, err
 	}
-	if c.filter == nil {
+	if !c.o.Filter.Enabled() {
 		return bloom.BuildReport{}, errNoFilter
 	}
 	if rows == nil {
@@ -45,6 +48,9 @@ func (c *Cache[K, V]) BuildFilter(ctx context.Context, rows iter.Seq2[K, error],
 				return
 			}
 		}
+	}
+	if c.segments != nil {
+		return c.segments.Build(ctx, ids, o)
 	}
 	defer c.tellFilter()
 	if c.shared == nil {

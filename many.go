@@ -34,7 +34,9 @@ func (c *Cache[K, V]) GetMany(ctx context.Context, keys []K) (map[K]V, error) {
 	}
 	waits, missing := b.join(missing)    // 2
 	missing = b.fromShared(ctx, missing) // 3
-	missing = b.filtered(ctx, missing)   // 4
+	if !c.o.FilterFirst {
+		missing = b.filtered(ctx, missing) // 4
+	}
 	if ctx.Err() == nil {
 		waits = append(waits, b.lead(ctx, missing, c.flights.Lead)...) // 5-8
 	} else if len(missing) > 0 { // who is gone has nothing rebuilt
@@ -129,11 +131,10 @@ func (b *batch[K, V]) fromShared(ctx context.Context, missing []want[K, V]) (res
 	var ids []string
 	var marks []layers.Mark
 	var asked []want[K, V]
+	if c.o.FilterFirst {
+		missing = b.filtered(ctx, missing)
+	}
 	for _, w := range missing {
-		if c.o.FilterFirst && c.certainlyAbsent(w.id, &w.why) {
-			b.settle(ctx, w, filteredAnswer[V](), nil)
-			continue
-		}
 		mark := c.local.Mark(w.key) // before the pending are asked: see Get's
 		if !c.readable(w.key, w.id) {
 			c.count.misses.Add(1)
@@ -165,8 +166,11 @@ func (b *batch[K, V]) fromShared(ctx context.Context, missing []want[K, V]) (res
 
 // filtered is step 4: keys that the filter knows to be absent are settled.
 func (b *batch[K, V]) filtered(ctx context.Context, missing []want[K, V]) (rest []want[K, V]) {
+	if b.c.segments != nil {
+		return b.filteredTogether(ctx, missing)
+	}
 	for _, w := range missing {
-		if b.c.certainlyAbsent(w.id, &w.why) {
+		if b.c.certainlyAbsent(ctx, w.id, &w.why) {
 			b.settle(ctx, w, filteredAnswer[V](), nil)
 			continue
 		}

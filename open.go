@@ -25,8 +25,9 @@ type Cache[K comparable, V any] struct {
 	memory    *layers.Memory
 	ownMemory bool
 	local     *layers.Local[K, V]
-	shared    *layers.Shared[V] // nil: this process only
-	filter    *bloom.Guard      // nil: no filter
+	shared    *layers.Shared[V]  // nil: this process only
+	filter    *bloom.Guard       // nil: no filter in this process
+	segments  *bloom.SharedGuard // nil: no filter in Redis
 
 	gate      *rebuild.Gate
 	breaker   *rebuild.Breaker // around the source
@@ -53,6 +54,7 @@ type Cache[K comparable, V any] struct {
 	newFilter  atomic.Bool   // the chore: fetch the snapshot that another process stored
 	suspects   suspects      // the chore: rows that were loaded although the filter calls them absent
 	filterTold filterTold    // what was last told of the filter
+	oldData    atomic.Bool   // the chore: announcements may be missing in the filter in Redis
 	filterKept time.Time     // when the filter's expiries were last renewed; of the goroutine of the chores
 	stop       context.CancelFunc
 	idle       chan struct{} // closed when the goroutine of the chores has ended
@@ -75,7 +77,7 @@ func (c *Cache[K, V]) open() (err error) {
 	c.flights, c.refreshes = rebuild.NewFlight[answer[V]](), rebuild.NewFlight[answer[V]]()
 	c.backOff = rebuild.NewPauses(backOffBase, backOffMax, maxPending)
 	c.pending, c.announces = consistency.NewPending(maxPending), consistency.NewPending(maxRecent)
-	c.loss = newLoss(c.filter != nil)
+	c.loss = newLoss(c.o.Filter.Enabled())
 	c.fillWindows = consistency.NewWindows(c.o.DeleteWindow, maxWindows)
 	c.setWindows = consistency.NewWindows(c.o.DeleteWindow, maxWindows)
 
@@ -127,6 +129,12 @@ func (c *Cache[K, V]) join() error {
 	})
 	if err != nil {
 		return err
+	}
+	if c.o.Filter.Form == bloom.InRedis {
+		if c.segments, err = bloom.NewSharedGuard(c.o.Filter, space); err != nil {
+			space.Close()
+			return err
+		}
 	}
 	c.shared = layers.NewShared[V](space, c.o.Codec, c.o.Schema, layers.Limits{})
 	ctx, cancel := context.WithCancel(context.Background())
@@ -207,7 +215,7 @@ func (c *Cache[K, V]) wake() {
 // invalidations, and the upkeep of the filter.
 func (c *Cache[K, V]) work(ctx context.Context) {
 	defer close(c.idle)
-	if c.filter != nil {
+	if c.o.Filter.Enabled() {
 		c.newFilter.Store(true) // another process may have built it before this one began
 		c.wake()
 	}
@@ -219,7 +227,7 @@ func (c *Cache[K, V]) work(ctx context.Context) {
 		}
 		c.repay(ctx)
 		c.replay(ctx)
-		if c.filter != nil {
+		if c.o.Filter.Enabled() {
 			c.keepFilter(ctx)
 		}
 	}
@@ -278,6 +286,9 @@ func (c *Cache[K, V]) shut() error {
 	if c.shared != nil {
 		c.stop()
 		<-c.idle
+		if c.segments != nil {
+			c.segments.Close()
+		}
 		c.replay(ctx) // else what an ended load left, or Redis refused a moment ago, would stay in Redis until its TTL
 		if c.pending.Overflowed() || c.loss.replays.Overflowed() {
 			errs = append(errs, fmt.Errorf("tiercache: close %q: a Clear, or more invalidations than could be kept, never reached Redis", c.o.Name))

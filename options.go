@@ -165,6 +165,12 @@ func (o Options[K, V]) withDefaults() (Options[K, V], error) {
 	if o.FilterAudit == 0 {
 		o.FilterAudit = defaultFilterAudit
 	}
+	if o.Filter.Form == bloom.InRedis && o.Shared == nil {
+		wrong("Filter.Form is InRedis, but there is no Shared")
+	}
+	if o.Filter.Form == bloom.InRedis && o.FilterFeed != 0 {
+		wrong("FilterFeed is set, but a filter in Redis follows no feed: its Announce is enough")
+	}
 	o.MemoryTTL, o.AbsentTTL = min(o.MemoryTTL, o.TTL), min(o.AbsentTTL, o.TTL)
 	if o.Codec == nil {
 		o.Codec = defaultCodec[V]()
@@ -198,7 +204,9 @@ func New[K comparable, V any](o Options[K, V]) (*Cache[K, V], error) {
 	breaker, breakerErr := rebuild.NewBreaker(o.Breaker, countsAsFailure, o.Hooks.sourceBreaker())
 	c := &Cache[K, V]{o: o, keys: keys, gate: gate, breaker: breaker}
 	var filterErr error
-	if o.Filter.Enabled() {
+	if o.Filter.Form == bloom.InRedis {
+		_, filterErr = bloom.NewSegmented(o.Filter)
+	} else if o.Filter.Enabled() {
 		if c.filter, filterErr = bloom.NewGuard(o.Filter); filterErr == nil {
 			c.filter.RelyOnFeed(o.FilterFeed)
 		}

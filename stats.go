@@ -50,13 +50,16 @@ type Stats struct {
 	LoadsWaiting  uint64 // gauge: rebuilds that wait at the gate
 	MemoryBytes   uint64 // gauge: what the memory holds, of all caches that share it
 	MemoryEntries uint64 // gauge: entries of the memory, of all caches that share it
-	FilterRows    uint64 // gauge: rows in the filter; 0 where none is built
+	FilterRows    uint64 // gauge: rows in the filter; 0 where none is built; of one in Redis, those of the scan it was built from
 	FilterSize    uint64 // gauge: rows the filter was made for; those asked for where none is built
 	FilterBytes   uint64 // gauge: of its bits and of what was added since
 	FilterFill    uint64 // gauge: bits that are set, in millionths; half a million at FilterSize
 	FilterRate    uint64 // gauge: absent keys that pass by now, in millionths
 	FilterState   uint64 // gauge: 0 none was built, 1 believed, 2 lagging, 3 doubted: bloom.State; everything passes but at 1
 	FilterDue     uint64 // gauge: 1 if a new one should be built: Hooks.Filter says why
+
+	FilterSegments uint64 // gauge: segments of the filter in Redis; 0 where none is built or there is no such
+	FilterUnknown  uint64 // gauge: of these, the ones that said nothing when last asked: their keys pass, a new build is due
 }
 
 // counters are the counts behind Stats. The count of memory hits is striped, since one shared word would be the slowest thing of a hit.
@@ -117,6 +120,9 @@ func (c *Cache[K, V]) Stats() Stats {
 	s.MemoryBytes, s.MemoryEntries = m.Bytes, m.Entries
 	if c.filter != nil {
 		c.filterStats(&s)
+	}
+	if c.segments != nil {
+		c.segmentStats(&s)
 	}
 	return s
 }

@@ -280,7 +280,7 @@ func (w *warming[K, V]) missing(ctx context.Context, keys []K, b *openBatch) (wa
 				one.why.seen = found[i].Stored
 			}
 		}
-		if c.certainlyAbsent(one.id, &one.why) {
+		if c.certainlyAbsent(ctx, one.id, &one.why) {
 			w.count(b, &w.report.Absent)
 			continue
 		}

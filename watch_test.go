@@ -72,7 +72,7 @@ const (
 )
 
 // scripts are the library's.
-var scripts = []string{"acquire", "fill", "release", "renew", "invalidate", "generation"}
+var scripts = []string{"acquire", "fill", "release", "renew", "invalidate", "generation", "segment", "segments"}
 
 // teach has every master know the scripts, so that none is sent twice: a process stopped behind the answer "no such script" would stand at
 // another place than its test believes.
@@ -154,7 +154,7 @@ func count(ops []operation, name string) (n int) {
 // in its pipeline. They are neither counted as commands nor, alone, as a round trip; where one shares a pipeline with something that is
 // counted, that is one round trip all the same.
 var upkeep = map[string]bool{
-	"publish": true, "info": true, "generation": true, "time": true, "renew": true, "ping": true,
+	"publish": true, "info": true, "generation": true, "time": true, "renew": true, "ping": true, "segment": true, "segments": true,
 	"xrange": true, "xlen": true, "pexpire": true, "getrange": true,
 	"hello": true, "client": true, "command": true, "cluster": true, "readonly": true, "auth": true, "select": true,
 	"multi": true, "exec": true, "script": true,

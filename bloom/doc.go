@@ -7,8 +7,9 @@
 // damaged or of unknown origin lets everything pass. "Absent" is said only by a structure that is not in doubt.
 //
 // [Segmented] is the layout of a filter whose bits are in Redis, for key sets too big for every process: which bits a key has, and what
-// Redis' answer means. A segment that is missing, incomplete, damaged or another filter's means unknown, never absent. It does no network, and
-// the cache does not use it: Options.Filter there is always a filter in each process.
+// Redis' answer means. A segment that is missing, incomplete, damaged or another filter's means unknown, never absent. It does no network.
+//
+// [SharedGuard] is the life of such a filter: built while announcements go on, moved to, asked, renewed. No process holds its bits.
 //
 // # Why readers need no lock
 //

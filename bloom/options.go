@@ -21,7 +21,19 @@ const maxHashes = 64
 // minRate is the smallest false-positive rate: below it a key costs more than 57 bits and 40 probes for nothing that a cache needs.
 const minRate = 1e-12
 
-// Options are the size of a filter. The zero value asks for no filter.
+// Form is where a filter's bits are.
+type Form uint8
+
+// The forms.
+const (
+	// PerProcess is a copy in every process: a check costs no round trip. Up to 500 MiB.
+	PerProcess Form = iota
+	// InRedis is one filter in Redis and none in the processes, for key sets too big for them: a check is a round trip. Up to 64 GiB, in
+	// strings of at most 4 MiB.
+	InRedis
+)
+
+// Options are the size and the form of a filter. The zero value asks for no filter.
 type Options struct {
 	// Capacity is the number of rows expected; 1.5 times today's rows leaves room to grow. With more rows the filter stays right
 	// but lets more absent keys pass: 2.7 % at 1.25 times the capacity, 16 % at twice (for a rate of 1 %).
@@ -29,6 +41,8 @@ type Options struct {
 	// FalsePositiveRate is the fraction of absent keys that pass when Capacity keys are in, in (0,1); 0: 0.01. A key costs 1.2 bytes
 	// at 0.01, 1.8 at 0.001.
 	FalsePositiveRate float64
+	// Form is where its bits are; zero: in every process.
+	Form Form
 }
 
 // Enabled reports whether o asks for a filter at all.
@@ -57,6 +71,9 @@ func (o Options) checked() (Options, []error) {
 	if rate := o.FalsePositiveRate; !(rate >= minRate && rate < 1) { // so written that NaN is a mistake too
 		mistakes = append(mistakes, fmt.Errorf("bloom: FalsePositiveRate %v is not in [%v,1)", rate, minRate))
 		o.FalsePositiveRate = defaultRate
+	}
+	if o.Form > InRedis {
+		mistakes = append(mistakes, fmt.Errorf("bloom: Form %d is none of the known", o.Form))
 	}
 	return o, mistakes
 }

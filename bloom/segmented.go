@@ -31,6 +31,7 @@ const (
 	segmentWords   = 3 // words in a question: magic and both stamps
 	stampOpen      = 'o'
 	stampSealed    = 's'
+	stampID        = 'i'
 	segmentedMagic = "tcsg"
 )
 
@@ -80,6 +81,7 @@ type Segmented struct {
 // all mistakes in o. Capacity may be far greater than that of [New]: up to 64 GiB of bits in all.
 func NewSegmented(o Options) (*Segmented, error) {
 	o, mistakes := o.checked()
+	o.Form = InRedis
 	s := sized(o, newSeed())
 	if s.segments > mostSegments {
 		mistakes = append(mistakes, fmt.Errorf("bloom: Capacity %d at FalsePositiveRate %v needs more than the %d segments of %d MiB a shared filter may have",
@@ -115,6 +117,9 @@ func (s *Segmented) Segments() int { return int(s.segments) } //nolint:gosec // 
 
 // SegmentBytes returns the length of each segment, at most 4 MiB. The last eight bytes are the tail that Seal gives.
 func (s *Segmented) SegmentBytes() int { return segmentHead + int(s.bits/8) + segmentTail } //nolint:gosec // at most maxSegmentBytes
+
+// ID names the filter: 16 hexadecimal digits, which tell nothing of its secret.
+func (s *Segmented) ID() string { return fmt.Sprintf("%016x", s.stamp(0, stampID)) }
 
 // Open returns the first bytes of a segment that is being filled: every question to it is answered Unknown.
 func (s *Segmented) Open(segment int) (head []byte) { return s.head(s.stamp(segment, stampOpen)) }
@@ -241,7 +246,7 @@ func ParseSegmented(data []byte) (*Segmented, error) {
 	if k.hash(string(data[:40])) != binary.BigEndian.Uint64(data[40:]) {
 		return nil, badSnapshot("keyed hash does not match")
 	}
-	o := Options{Capacity: binary.BigEndian.Uint64(data[24:]), FalsePositiveRate: math.Float64frombits(binary.BigEndian.Uint64(data[32:]))}
+	o := Options{Capacity: binary.BigEndian.Uint64(data[24:]), FalsePositiveRate: math.Float64frombits(binary.BigEndian.Uint64(data[32:])), Form: InRedis}
 	if _, mistakes := o.checked(); mistakes != nil || o.FalsePositiveRate == 0 {
 		return nil, badSnapshot("made with wrong options (%v)", errors.Join(mistakes...))
 	}

@@ -29,6 +29,7 @@ type scriptCall struct {
 	script *borrowed.Script
 	keys   []string
 	args   []any
+	plain  []any // instead of a script and its args: a command, its one key in second place
 
 	reply any // nil with a nil error: the script returned nothing
 	err   error
@@ -139,8 +140,13 @@ func addCall(to map[*master]*errand, m *master, c *scriptCall) {
 	e.cmds = append(e.cmds, c.command(m.node.Load() == nil))
 }
 
-// command is the call as EVALSHA, or as EVAL with the script's text.
-func (c *scriptCall) command(text bool) *redis.Cmd { return c.script.Command(text, c.keys, c.args) }
+// command is the call as EVALSHA, as EVAL with the script's text, or as the plain command that it is.
+func (c *scriptCall) command(text bool) *redis.Cmd {
+	if c.plain != nil {
+		return redis.NewCmd(context.Background(), c.plain...)
+	}
+	return c.script.Command(text, c.keys, c.args)
+}
 
 // run sends the errands, waits for all, and writes the results; it returns the calls that want to be asked elsewhere or again.
 func (r *Redis) run(ctx, within context.Context, start time.Time, errands map[*master]*errand) (again []*scriptCall) {

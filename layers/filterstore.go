@@ -107,6 +107,11 @@ func (s *Space) filterDo(ctx context.Context, budget time.Duration, key string, 
 // stream where there is none. One round trip for 1,000 ids. With an error it is unknown which were added, and nothing must be
 // inserted yet; adding them again does no harm.
 func (s *Space) AppendAnnounced(ctx context.Context, ids ...string) error {
+	return s.appendAnnounced(ctx, nil, ids...)
+}
+
+// appendAnnounced is AppendAnnounced; also, if there is one, adds reads of the stream's slot to each append, which are done at the same moment.
+func (s *Space) appendAnnounced(ctx context.Context, also func(redis.Pipeliner), ids ...string) error {
 	for _, id := range ids {
 		if len(id) > MaxKeyBytes {
 			return fmt.Errorf("%w: %d bytes, at most %d", ErrKeyTooLong, len(id), MaxKeyBytes)
@@ -115,7 +120,7 @@ func (s *Space) AppendAnnounced(ctx context.Context, ids ...string) error {
 	for len(ids) > 0 {
 		page := ids[:min(len(ids), filterPage)]
 		ids = ids[len(page):]
-		if _, err := s.filterAppend(ctx, filterKeyField, page...); err != nil {
+		if _, err := s.filterAppend(ctx, also, filterKeyField, page...); err != nil {
 			return fmt.Errorf("layers: announcing: %w", err)
 		}
 	}
@@ -124,7 +129,7 @@ func (s *Space) AppendAnnounced(ctx context.Context, ids ...string) error {
 
 // AppendFed adds to the announcements that a change feed has told of every row committed longer than lag ago: after these rows' own. One round trip.
 func (s *Space) AppendFed(ctx context.Context, lag time.Duration) error {
-	if _, err := s.filterAppend(ctx, filterFedField, strconv.FormatInt(millis(lag), 10)); err != nil {
+	if _, err := s.filterAppend(ctx, nil, filterFedField, strconv.FormatInt(millis(lag), 10)); err != nil {
 		return fmt.Errorf("layers: telling of a change feed: %w", err)
 	}
 	return nil
@@ -132,7 +137,7 @@ func (s *Space) AppendFed(ctx context.Context, lag time.Duration) error {
 
 // filterAppend adds one entry for each value, all with the same field, and renews the stream's expiry, at one moment: the stream
 // never stands without an expiry. It returns the last entry.
-func (s *Space) filterAppend(ctx context.Context, kind byte, values ...string) (filterCursor, error) {
+func (s *Space) filterAppend(ctx context.Context, also func(redis.Pipeliner), kind byte, values ...string) (filterCursor, error) {
 	var random [6]byte
 	_, _ = rand.Read(random[:]) // never fails
 	field := string(kind) + base64.RawURLEncoding.EncodeToString(random[:])
@@ -143,9 +148,14 @@ func (s *Space) filterAppend(ctx context.Context, kind byte, values ...string) (
 		for _, value := range values {
 			last = pipe.XAdd(ctx, &redis.XAddArgs{Stream: stream, MaxLen: filterStreamMax, Approx: true, Values: []string{field, value}})
 		}
-		pipe.PExpire(ctx, stream, filterLife)
-		_, err := pipe.Exec(ctx)
-		return err
+		renewed := pipe.PExpire(ctx, stream, filterLife)
+		if also != nil {
+			also(pipe)
+		}
+		if _, err := pipe.Exec(ctx); last.Err() != nil || renewed.Err() != nil {
+			return err
+		}
+		return nil // what else was read has its own error
 	})
 	if err != nil {
 		return filterCursor{}, err
@@ -157,7 +167,7 @@ func (s *Space) filterAppend(ctx context.Context, kind byte, values ...string) (
 // generation of a filter whose scan begins now: of two, the one begun later has the greater. whole is false if younger announcements were
 // dropped because there were too many.
 func (s *Space) BeginFilter(ctx context.Context, reach time.Duration) (cursor string, generation uint64, whole bool, err error) {
-	opening, err := s.filterAppend(ctx, filterOpenField, "")
+	opening, err := s.filterAppend(ctx, nil, filterOpenField, "")
 	if err != nil {
 		return "", 0, false, fmt.Errorf("layers: opening the stream of announcements: %w", err)
 	}

@@ -1,0 +1,344 @@
+package bloom
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/tiercache/tiercache/internal/segment"
+)
+
+const (
+	// segmentLife is how long a segment outlives the last process that renewed it, as a snapshot does.
+	segmentLife = 24 * time.Hour
+	// openLife bounds what the crash of a builder leaves behind. A scan that gives no row for as long loses its build. Chosen; not tuned.
+	openLife = time.Hour
+	// oldLife is how long the segments of a filter that is not asked any more are kept, for whoever does not know that yet.
+	oldLife = time.Minute
+	// keepTurns is how many calls of Keep go by until every segment was looked at and renewed. Chosen: ten minutes at one a second.
+	keepTurns = 600
+	// announceWithin is how long an announcement may take. The builder reads announcements from a Reach before its beginning: one that
+	// is not done by then would reach neither that filter nor the next. Chosen: far less than Reach.
+	announceWithin = 10 * time.Second
+)
+
+var (
+	// ErrOvertaken is what Build of a SharedGuard fails with when another one began later, or its filter's place in Redis is gone.
+	ErrOvertaken = errors.New("bloom: another build has begun since, or Redis has lost this one")
+	// ErrSegmentLost is what Build fails with when Redis lost a segment, or a part of what it had acknowledged of one: it was flushed,
+	// evicts, or failed over.
+	ErrSegmentLost = errors.New("bloom: a segment was lost, or parts of it, while it was filled")
+	// ErrSlow is what Announce fails with when it took so long that the announcement may have been missed. Announce again.
+	ErrSlow = errors.New("bloom: announcing took too long")
+)
+
+// SegmentStore keeps the segments of a name, their head, and the announcements. Implementations MUST be safe for concurrent calls.
+type SegmentStore interface {
+	// AskSegments returns which layout is served, nil if none, and the replies to asks, nil where there is none. All of it MUST be
+	// read after the call began, each segment at one moment. It MUST return within a bounded time.
+	AskSegments(ctx context.Context, asks []segment.Ask) (serving []byte, replies [][]int64, err error)
+	// EditSegments makes edits, each in one step or not at all. With an error it is unknown which were made.
+	EditSegments(ctx context.Context, edits ...segment.Edit) (made []bool, err error)
+	// TurnSegments changes the head, in one step.
+	TurnSegments(ctx context.Context, turn segment.Turn, layout []byte, rows uint64) (h segment.Head, made bool, err error)
+	// AnnounceSegments adds keys to the announcements and reads the head, at one moment for the last of them.
+	AnnounceSegments(ctx context.Context, keys ...string) (segment.Head, error)
+	// BeginFilter and Announced are those of Store.
+	BeginFilter(ctx context.Context, reach time.Duration) (cursor string, generation uint64, whole bool, err error)
+	Announced(ctx context.Context, cursor string) (keys []string, fed []time.Duration, next string, whole bool, err error)
+}
+
+// SharedGuard says which keys are certainly absent from a source, by a filter whose bits are in Redis and in no process: see [Segmented]. It
+// says nothing in doubt. Where a Guard must hear of new rows, a SharedGuard asks each time: a row is absent for no process any more once
+// Announce of it returned nil in any. All methods may be called concurrently.
+//
+// What makes "absent" certain: the answer counts only if the filter it is of is served at the moment of the question, and everybody who
+// announces finds that out at the same place and sets the row's bits there first.
+//
+//  1. A reader knows filter F. 2. Redis evicts the head, or G is moved to. 3. A row is announced; its bits go into G, or nowhere. 4. The
+//     reader asks the segments of F: absent. Closed because the same question asks whether F is served still.
+//
+// The limit: what Redis lost although it had acknowledged it. Who announced does it again once the loss is noticed; a row whose announcer died
+// before that is called absent until the next build.
+type SharedGuard struct {
+	options Options
+	store   SegmentStore
+	asking  lookups
+
+	serving  atomic.Pointer[served] // nil: everything passes
+	building atomic.Bool
+
+	mu      sync.Mutex // guards what follows, and the moves of serving
+	doubted []byte     // a layout that is not believed, whoever serves it
+	failed  error      // the last error of a question, for Keep to tell
+	next    int        // the segment that Keep looks at next
+}
+
+// served is the filter that is asked.
+type served struct {
+	*Segmented
+	raw  []byte // the layout as the head has it
+	rows atomic.Uint64
+	lost []atomic.Bool // by segment: unknown when it was last looked at
+}
+
+// SharedStats are the gauges of a SharedGuard.
+type SharedStats struct {
+	Capacity uint64 // rows that it was made for; those asked for where none is built
+	Rows     uint64 // rows of the scan that it was built from
+	Segments uint64 // its segments; 0: none is built
+	Unknown  uint64 // of these, the ones that said nothing when they were last asked: their keys pass, and a build is due
+	Bytes    uint64 // in Redis
+}
+
+// NewSharedGuard returns a guard that knows no filter yet: everything passes until Keep found one, or Build made it. The error names all
+// mistakes in o.
+func NewSharedGuard(o Options, st SegmentStore) (*SharedGuard, error) {
+	if _, err := NewSegmented(o); err != nil {
+		return nil, err
+	}
+	g := &SharedGuard{options: o, store: st}
+	g.asking.throw = g.ask
+	return g, nil
+}
+
+// Absent reports for each key whether the source certainly has no row of it. One round trip, shared with whoever asks at about the same
+// time; none while no filter is known. Whatever goes wrong, and the end of ctx, means false.
+func (g *SharedGuard) Absent(ctx context.Context, keys ...string) []bool {
+	out := make([]bool, len(keys))
+	if g.serving.Load() == nil || len(keys) == 0 {
+		return out
+	}
+	for i, a := range g.asking.ask(ctx, keys) {
+		out[i] = a == Absent
+	}
+	return out
+}
+
+// ask throws one volley. It outlives who asked: the store's own budget bounds it.
+func (g *SharedGuard) ask(keys []string) []Answer {
+	answers := make([]Answer, len(keys))
+	b := g.serving.Load()
+	if b == nil {
+		return answers
+	}
+	questions, asks := make([]Question, len(keys)), make([]segment.Ask, len(keys))
+	for i, key := range keys {
+		q := b.Question(key)
+		questions[i], asks[i] = q, segment.Ask{Ref: b.ref(q.Segment), Fields: q.Fields()}
+	}
+	serving, replies, err := g.store.AskSegments(context.Background(), asks)
+	if err != nil {
+		g.mu.Lock()
+		g.failed = err
+		g.mu.Unlock()
+	}
+	if err != nil && len(serving) == 0 {
+		return answers
+	}
+	if !bytes.Equal(serving, b.raw) {
+		g.adopt(serving, 0)
+		return answers
+	}
+	for i, q := range questions {
+		answers[i] = q.Answer(replies[i])
+		b.lost[q.Segment].Store(answers[i] == Unknown)
+	}
+	return answers
+}
+
+// adopt makes the layout with these bytes the one that is asked; none, where they are empty, doubted or cannot be read.
+func (g *SharedGuard) adopt(raw []byte, rows uint64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	b := g.serving.Load()
+	if b == nil || !bytes.Equal(b.raw, raw) {
+		b = nil
+		if layout, err := ParseSegmented(raw); err == nil && !bytes.Equal(raw, g.doubted) {
+			b = &served{Segmented: layout, raw: raw, lost: make([]atomic.Bool, layout.Segments())}
+		}
+		g.serving.Store(b)
+	}
+	if b != nil && rows > 0 {
+		b.rows.Store(rows)
+	}
+}
+
+// Announce makes keys absent for no process any more, from when it returned nil: before the inserts of their rows commit. A row must commit within
+// Reach of its last Announce. With an error nothing may be inserted yet; announcing again does no harm. Two round trips, of which the
+// second goes to every master that has a segment of a key; more beyond 1,000 keys.
+//
+// The race: 1. A row is announced: its bits go into the filter that is served. 2. A build begins, and its scan passes the row's place.
+// 3. The insert commits. 4. The fleet moves to the new filter. Closed because the announcement is appended to the stream before the head
+// is read, at one moment: a build that is not in that head yet reads the stream from a Reach before its beginning.
+func (g *SharedGuard) Announce(ctx context.Context, keys ...string) error {
+	if len(keys) == 0 {
+		return nil
+	}
+	begun := time.Now()
+	head, err := g.store.AnnounceSegments(ctx, keys...)
+	if err != nil {
+		return err
+	}
+	var edits []segment.Edit
+	for _, raw := range [][]byte{head.Serving, head.Building, head.Old} {
+		if len(raw) == 0 {
+			continue
+		}
+		layout, err := ParseSegmented(raw)
+		if err != nil { // of a later release, whose processes read it
+			return fmt.Errorf("bloom: announcing to a filter of another form: %w", err)
+		}
+		edits = append(edits, layout.additions(keys)...)
+	}
+	if _, err := g.store.EditSegments(ctx, edits...); err != nil { // one that is not made: its segment is not there, so nobody is told "absent" by it
+		return err
+	}
+	if time.Since(begun) > announceWithin {
+		return ErrSlow
+	}
+	return nil
+}
+
+// Keep is to be called each second: it learns which filter is served, and by turns looks at the segments and renews their expiry. It returns
+// what went wrong, in questions too, since the last call. Two round trips.
+func (g *SharedGuard) Keep(ctx context.Context) error {
+	g.mu.Lock()
+	failed := g.failed
+	g.failed = nil
+	doubted := g.doubted
+	g.mu.Unlock()
+	turn := segment.Keep
+	if doubted != nil {
+		turn = segment.Drop // the fleet is told by its next question
+	}
+	head, _, err := g.store.TurnSegments(ctx, turn, doubted, 0)
+	if err != nil {
+		return errors.Join(failed, err)
+	}
+	g.adopt(head.Serving, head.Rows)
+	if err := g.expire(ctx, head.Replaced, 0); err != nil {
+		return errors.Join(failed, err)
+	}
+	return errors.Join(failed, g.look(ctx))
+}
+
+// look looks at the next segments.
+func (g *SharedGuard) look(ctx context.Context) error {
+	b := g.serving.Load()
+	if b == nil {
+		return nil
+	}
+	g.mu.Lock()
+	first := g.next
+	some := (b.Segments() + keepTurns - 1) / keepTurns
+	g.next = (first + some) % b.Segments()
+	g.mu.Unlock()
+	edits := make([]segment.Edit, some)
+	for i := range edits {
+		n := (first + i) % b.Segments()
+		edits[i] = segment.Edit{Ref: b.ref(n), If: b.sealed(n), Life: segmentLife}
+	}
+	whole, err := g.store.EditSegments(ctx, edits...)
+	if err != nil {
+		return err
+	}
+	for i, e := range edits {
+		b.lost[e.Number].Store(!whole[i])
+	}
+	return nil
+}
+
+// expire has the segments of a layout expire after life; at once if that is 0.
+func (g *SharedGuard) expire(ctx context.Context, raw []byte, life time.Duration) error {
+	if len(raw) == 0 {
+		return nil
+	}
+	layout, err := ParseSegmented(raw)
+	if err != nil {
+		return nil //nolint:nilerr // of another release: its segments have an expiry of their own
+	}
+	edits := make([]segment.Edit, layout.Segments())
+	for i := range edits {
+		edits[i] = segment.Edit{Ref: layout.ref(i), Life: max(life, time.Millisecond)}
+	}
+	_, err = g.store.EditSegments(ctx, edits...)
+	return err
+}
+
+// Doubt lets everything pass, here at once and in the whole fleet with the next Keep, until the next Build: for whoever saw a row called
+// absent that exists, or Redis come back with older data than the announcements that are still known.
+func (g *SharedGuard) Doubt() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if b := g.serving.Load(); b != nil {
+		g.doubted = b.raw
+		g.serving.Store(nil)
+	}
+}
+
+// Believed reports whether some filter is asked.
+func (g *SharedGuard) Believed() bool { return g.serving.Load() != nil }
+
+// State returns what the filter is worth: Unbuilt, Believed or Doubted. Of its segments Stats tells more.
+func (g *SharedGuard) State() State {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case g.serving.Load() != nil:
+		return Believed
+	case g.doubted != nil:
+		return Doubted
+	}
+	return Unbuilt
+}
+
+// Stats returns the gauges of this moment.
+func (g *SharedGuard) Stats() SharedStats {
+	b := g.serving.Load()
+	if b == nil {
+		return SharedStats{Capacity: g.options.Capacity}
+	}
+	s := SharedStats{Capacity: b.Options().Capacity, Rows: b.rows.Load(), Segments: b.segments}
+	for i := range b.lost {
+		if b.lost[i].Load() {
+			s.Unknown++
+		}
+	}
+	s.Bytes = s.Segments * uint64(b.SegmentBytes()) //nolint:gosec // positive
+	return s
+}
+
+// Close ends the questions under way and waits for them; from then on everything passes. It touches nothing in Redis.
+func (g *SharedGuard) Close() { g.asking.close() }
+
+// ref names a segment of s.
+func (s *Segmented) ref(n int) segment.Ref { return segment.Ref{Filter: s.ID(), Number: n} }
+
+// additions are the edits that add keys, one a segment: only where a segment of ours stands, since one that was lost must not be made anew.
+func (s *Segmented) additions(keys []string) []segment.Edit {
+	bits := make(map[int][]uint64)
+	for _, key := range keys {
+		q := s.Question(key)
+		bits[q.Segment] = append(bits[q.Segment], q.Bits...)
+	}
+	magic := binary.BigEndian.AppendUint64(nil, segmentMagic)
+	edits := make([]segment.Edit, 0, len(bits))
+	for n, some := range bits {
+		edits = append(edits, segment.Edit{Ref: s.ref(n), If: []segment.At{{Offset: 0, Bytes: magic}}, Bits: some})
+	}
+	slices.SortFunc(edits, func(a, b segment.Edit) int { return a.Number - b.Number })
+	return edits
+}
+
+// sealed is what stands in a complete segment.
+func (s *Segmented) sealed(n int) []segment.At {
+	head, tail := s.Seal(n)
+	return []segment.At{{Offset: 0, Bytes: head}, {Offset: s.SegmentBytes() - len(tail), Bytes: tail}}
+}

@@ -1,0 +1,60 @@
+package tiercache
+
+import (
+	"context"
+
+	"github.com/tiercache/tiercache/bloom"
+)
+
+// keepSegments is keepFilter for the filter in Redis: it learns which one is asked, looks at its segments and renews them by turns. If Redis came
+// back with data so old that announcements may be missing which nobody repeats, the filter is not asked any more, in no process.
+func (c *Cache[K, V]) keepSegments(ctx context.Context) {
+	if c.oldData.Swap(false) {
+		c.segments.Doubt()
+	}
+	if err := c.segments.Keep(ctx); err != nil {
+		c.filterFailed(ctx, err)
+	}
+}
+
+// filteredBy counts an answer of the filter in Redis.
+func (c *Cache[K, V]) filteredBy(absent bool) bool {
+	if absent {
+		c.count.filtered.Add(1)
+	} else if !c.segments.Believed() {
+		c.count.filterOpen.Add(1)
+	}
+	return absent
+}
+
+// segmentStats are the gauges of the filter in Redis.
+func (c *Cache[K, V]) segmentStats(s *Stats) {
+	f := c.segments.Stats()
+	s.FilterRows, s.FilterSize, s.FilterBytes, s.FilterState = f.Rows, f.Capacity, f.Bytes, uint64(c.segments.State())
+	s.FilterSegments, s.FilterUnknown = f.Segments, f.Unknown
+	if f.Unknown > 0 || c.segments.State() == bloom.Doubted {
+		s.FilterDue = 1
+	}
+}
+
+// filteredTogether is filtered where the filter is in Redis: one question for all keys.
+func (b *batch[K, V]) filteredTogether(ctx context.Context, missing []want[K, V]) (rest []want[K, V]) {
+	var ids []string
+	var asked []want[K, V]
+	for _, w := range missing {
+		if !b.c.mayFilter(&w.why) {
+			rest = append(rest, w)
+			continue
+		}
+		ids, asked = append(ids, w.id), append(asked, w)
+	}
+	b.c.count.filterChecks.Add(uint64(len(ids)))
+	for i, absent := range b.c.segments.Absent(ctx, ids...) {
+		if !b.c.filteredBy(absent) {
+			rest = append(rest, asked[i])
+			continue
+		}
+		b.settle(ctx, asked[i], filteredAnswer[V](), nil)
+	}
+	return rest
+}
