@@ -231,7 +231,7 @@ func (c *Cache[K, V]) failMany(ctx context.Context, parts []part[K, V], err erro
 
 // loadedMany counts and tells how one LoadMany call ended.
 func (c *Cache[K, V]) loadedMany(parts []part[K, V], took time.Duration, err error) {
-	c.countLoad(err)
+	c.countLoad(len(parts), took, err)
 	if c.o.Hooks.Load == nil || turnedAway(err) {
 		return
 	}

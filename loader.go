@@ -172,7 +172,7 @@ func (c *Cache[K, V]) loadOne(ctx context.Context, key K, class rebuild.Class) (
 
 // loaded counts and tells how a load of one key ended.
 func (c *Cache[K, V]) loaded(id string, took time.Duration, err error) {
-	c.countLoad(err)
+	c.countLoad(1, took, err)
 	if c.o.Hooks.Load != nil && !turnedAway(err) {
 		c.o.Hooks.Load(keyHash(id), took, err)
 	}
@@ -183,8 +183,13 @@ func turnedAway(err error) bool {
 	return errors.Is(err, ErrOverloaded) || errors.Is(err, ErrBreakerOpen)
 }
 
-// countLoad counts how a load ended. One that was turned away was none; the breaker counts those itself.
-func (c *Cache[K, V]) countLoad(err error) {
+// countLoad counts how a load of n keys ended. One that was turned away was none; the breaker counts those itself.
+func (c *Cache[K, V]) countLoad(n int, took time.Duration, err error) {
+	if !turnedAway(err) {
+		c.count.timedKeys.Add(uint64(n))   //nolint:gosec // never negative
+		c.count.loadTime.Add(uint64(took)) //nolint:gosec // as above
+		c.weigh()
+	}
 	var panicked *PanicError
 	switch {
 	case err == nil, saysAbsent(err):

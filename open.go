@@ -46,6 +46,7 @@ type Cache[K comparable, V any] struct {
 	fillWindows, setWindows *consistency.Windows
 
 	cold   cold // when everything was lost, or much of it is loaded at once
+	burden burden
 	count  counters
 	closed atomic.Bool
 	heard  atomic.Bool // the bus has been heard once: from now on silence is a gap

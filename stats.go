@@ -3,6 +3,8 @@ package tiercache
 import (
 	"sync/atomic"
 	"unsafe"
+
+	"github.com/tiercache/tiercache/rebuild"
 )
 
 // Stats are the counts of one cache since New; the last group are gauges of this moment. Reading them costs a few dozen atomic loads.
@@ -48,6 +50,13 @@ type Stats struct {
 	Pending       uint64 // gauge: keys whose invalidation waits for Redis, or is to be repeated after a failover
 	LoadsRunning  uint64 // gauge: loads in this process
 	LoadsWaiting  uint64 // gauge: rebuilds that wait at the gate
+
+	// ColdStartFactor is a gauge, in hundredths: requests a second over the keys a second that the source can be asked for (the gate's slots
+	// over what a key takes in one), as both were in the last ten seconds or since Stats was called last, if nothing was loaded. Above 100 this
+	// process could not serve its traffic from an empty cache: after a flush callers would be turned away until enough is loaded. 0 while nothing
+	// was loaded yet. Callers who share another's rebuild do not count.
+	ColdStartFactor uint64
+
 	MemoryBytes   uint64 // gauge: what the memory holds, of all caches that share it
 	MemoryEntries uint64 // gauge: entries of the memory, of all caches that share it
 	FilterRows    uint64 // gauge: rows in the filter; 0 where none is built; of one in Redis, those of the scan it was built from
@@ -70,6 +79,7 @@ type counters struct {
 	filterChecks, filterOpen, filterAudits, filterWrong                      atomic.Uint64
 	absentHits, filtered, invalidKeys, misses, coalesced                     atomic.Uint64
 	loads, loadedKeys, loadErrors, loadPanics, loadsRefused                  atomic.Uint64
+	timedKeys, loadTime                                                      atomic.Uint64 // for the burden; nanoseconds
 	staleServed, staleErrors, shed, backOffs                                 atomic.Uint64
 	sharedErrors, encodeErrors, decodeErrors, busGaps, invalidations, events atomic.Uint64
 	failovers, replayed                                                      atomic.Uint64
@@ -98,6 +108,7 @@ func (s *striped) load() (sum uint64) {
 // Stats returns the counts so far. It may be called at any time, also after Close.
 func (c *Cache[K, V]) Stats() Stats {
 	n := &c.count
+	c.weigh()
 	s := Stats{
 		MemoryHits: n.memoryHits.load(), SharedHits: n.sharedHits.load(), AbsentHits: n.absentHits.Load(),
 		Filtered: n.filtered.Load(), FilterAsked: n.filterChecks.Load(), FilterOpen: n.filterOpen.Load(),
@@ -109,8 +120,9 @@ func (c *Cache[K, V]) Stats() Stats {
 		SharedErrors: n.sharedErrors.Load(), EncodeErrors: n.encodeErrors.Load(), DecodeErrors: n.decodeErrors.Load(),
 		BusGaps: n.busGaps.Load(), Invalidations: n.invalidations.Load(), Events: n.events.Load(),
 		Failovers: n.failovers.Load(), Replayed: n.replayed.Load(),
-		Pending:      uint64(c.waiting()), //nolint:gosec // never negative
-		LoadsRunning: c.gate.Running(), LoadsWaiting: c.gate.Waiting(),
+		Pending:         uint64(c.waiting()), //nolint:gosec // never negative
+		ColdStartFactor: c.burden.hundredths(c.gate.Slots(rebuild.Foreground)),
+		LoadsRunning:    c.gate.Running(), LoadsWaiting: c.gate.Waiting(),
 	}
 	if c.o.Shared != nil {
 		r := c.o.Shared.Stats()

@@ -41,6 +41,7 @@ var scenarios = []scenario{
 	{"many", "GetMany of 64 keys: round trips and load calls.", true, getMany},
 	{"filter", "The filter's check against bits-and-blooms' own Test; × is time: smaller is better.", false, filterCheck},
 	{"filterlife", "Filters built during inserts in 4 processes, one of them stopped for a while, the stream trimmed, Redis flushed.", true, filterLife},
+	{"ttl", "Loads a second when many keys were loaded at once, TTL 10 min, in virtual time: the busiest second over the mean, after the filling.", false, ttlAvalanche},
 	{"event", "From Invalidate in one process to its event in another.", true, eventDelay},
 	{"footprint", "Heap per entry in the local tier against ristretto's own; × is bytes: smaller is better.", false, footprint},
 }

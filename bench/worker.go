@@ -19,7 +19,7 @@ const WorkerFlag = "-worker"
 type work func(ctx context.Context, addr string, l *line) error
 
 func workers() map[string]work {
-	return map[string]work{"cold": coldWorker, "event": eventWorker, "footprint": footprintWorker, "filterlife": filterLifeWorker}
+	return map[string]work{"cold": coldWorker, "event": eventWorker, "footprint": footprintWorker, "filterlife": filterLifeWorker, "ttl": ttlWorker}
 }
 
 // Work runs this process as a worker: args are its kind and the address of Redis (empty for a kind that needs none).
