@@ -5,17 +5,16 @@ import (
 	"sync"
 
 	"github.com/tiercache/tiercache/bloom"
-	"github.com/tiercache/tiercache/rebuild"
 )
 
-// audits draws whether a key that the filter calls absent is loaded all the same, as one that is likely absent. A row that is found then
-// tells that the filter is wrong: nothing else would.
+// audits draws whether a key that the filter calls absent is loaded all the same, like any other: the keys of one batch are of one class at the
+// gate. A row that is found then tells that the filter is wrong: nothing else would.
 func (c *Cache[K, V]) audits(why *cause) bool {
 	if c.o.FilterAudit < 0 || c.o.FilterAudit < 1 && random() >= c.o.FilterAudit {
 		return false
 	}
 	c.count.filterAudits.Add(1)
-	why.audited, why.class = true, rebuild.Suspect
+	why.audited = true
 	return true
 }
 
