@@ -23,7 +23,7 @@ func (c *Cache[K, V]) Get(ctx context.Context, key K) (V, error) {
 	v, state := c.local.Get(key) // 1
 	switch state {
 	case layers.Hit:
-		c.count.memoryHits.add()
+		c.memoryHit(key)
 		return c.cloned(v), nil
 	case layers.HitAbsent:
 		c.count.absentHits.Add(1)
@@ -60,6 +60,7 @@ func (c *Cache[K, V]) get(ctx context.Context, key K, a *answer[V]) error {
 	if ctx.Err() != nil {
 		return contextError(ctx)
 	}
+	c.hot.Seen(id, key)
 	if call, ok := c.flights.Running(id); ok { // 2
 		return c.ride(ctx, key, id, call, a)
 	}
@@ -113,6 +114,7 @@ type cause struct {
 	seen    int64         // stored-at of the copy in Redis that the rebuild replaces although it may look fresh; 0: none
 	audited bool          // the filter calls the key absent, and it is loaded all the same: do not ask the filter again
 	marked  bool          // Redis holds the marker of an announced row: do not ask the filter, do not store "absent"
+	ahead   bool          // of a hot key whose value is still fresh
 	refresh bool          // asked for by Refresh
 	class   rebuild.Class // of the load at the gate
 	begun   time.Time     // when Refresh began; zero for others
@@ -139,7 +141,7 @@ func (c *Cache[K, V]) inMemory(key K, id string, a *answer[V]) bool {
 	}
 	fresh := copied.Fresh(time.Now())
 	if fresh && !copied.Absent {
-		c.count.memoryHits.add()
+		c.memoryHit(key)
 	}
 	a.Entry, a.tier, a.stale = copied.Entry, Memory, !fresh
 	return true
@@ -222,6 +224,9 @@ func (c *Cache[K, V]) revalidate(ctx context.Context, key K, id string, a *answe
 func (c *Cache[K, V]) rebuild(ctx context.Context, key K, id string, why cause) (answer[V], error) {
 	mark := c.local.Mark(key)
 	if !c.leasable(key, id, why) {
+		if why.ahead && c.shared != nil {
+			return answer[V]{}, errShared
+		}
 		return c.loadAlone(ctx, key, id, mark, why)
 	}
 	return c.rebuildClaimed(ctx, key, id, c.newClaim(key, id, mark, why))
@@ -235,6 +240,9 @@ func (c *Cache[K, V]) rebuildClaimed(ctx context.Context, key K, id string, clai
 	switch {
 	case errors.Is(err, errShared):
 		c.sharedFailed("acquire", err)
+		if claim.why.ahead {
+			return answer[V]{}, err
+		}
 		a, err := c.loadAlone(ctx, key, id, claim.mark, claim.why)
 		if err != nil { // an earlier answer may have brought a stale copy
 			return claim.staleOr(err)

@@ -17,6 +17,7 @@ type Hooks struct {
 	Invalidated func(keyHash uint64, here bool)                      // a key was invalidated, by this process or by another
 	Bus         func(up bool)                                        // events are heard, or may be missed
 	Filter      func(state, due string)                              // of the filter: bloom.State, and why a new one should be built, "" if none: each time either changes
+	Hot         func(keyHash uint64, hot bool, rate float64)         // a key is hot from now on, read so often a second, or no longer
 	Breaker     func(target, state string)                           // of "source" or "redis" (its worst master): "closed", "half-open", "open"
 }
 
@@ -77,6 +78,12 @@ func (h *Hooks) guarded(log *slog.Logger, name string) *Hooks {
 		g.Filter = func(state, due string) {
 			defer caught("Filter")
 			f(state, due)
+		}
+	}
+	if f := h.Hot; f != nil {
+		g.Hot = func(keyHash uint64, hot bool, rate float64) {
+			defer caught("Hot")
+			f(keyHash, hot, rate)
 		}
 	}
 	if f := h.Breaker; f != nil {

@@ -66,7 +66,7 @@ func (l *claim[K, V]) Acquire(ctx context.Context, poll bool) (rebuild.Answer, e
 }
 
 func (l *claim[K, V]) ask(poll bool) layers.Ask {
-	return layers.Ask{ID: l.id, Token: l.token, WantStale: !poll && !l.why.refresh, Seen: l.why.seen}
+	return layers.Ask{ID: l.id, Token: l.token, WantStale: !poll && !l.why.refresh && !l.why.ahead, Seen: l.why.seen}
 }
 
 // judge turns Redis's answer into the rebuild's. Not done: ask again at once, maxLooks times in all at most: for a value that this
@@ -84,6 +84,10 @@ func (l *claim[K, V]) judge(got layers.Acquired) (rebuild.Answer, bool) {
 			l.why.seen, l.older = value.Stored, l.older && first
 			return rebuild.Answer{}, false
 		}
+		if first && l.why.ahead && l.c.pastAhead(&value.Entry) {
+			l.why.seen = value.Stored // the copy to replace: what is stored after it is another process's doing
+			return rebuild.Answer{}, false
+		}
 		l.found = answer[V]{}
 		if !l.c.taken(l.key, &value, l.mark, &l.why, &l.found) { // its life ended on its way here: another look, at which it is nothing
 			l.why.seen = value.Stored
@@ -91,7 +95,7 @@ func (l *claim[K, V]) judge(got layers.Acquired) (rebuild.Answer, bool) {
 		}
 		return rebuild.Answer{Verdict: rebuild.Found}, true
 	}
-	if value.Kind == layers.Value && !value.Absent && !value.Expired(time.Now()) && !l.why.refresh {
+	if value.Kind == layers.Value && !value.Absent && !value.Expired(time.Now()) && !l.why.refresh && !l.why.ahead {
 		l.stale, l.hasStale = answer[V]{Entry: value.Entry, tier: Shared, stale: true}, true
 	}
 	switch got.Verdict {
@@ -203,7 +207,7 @@ func (c *Cache[K, V]) encoded(ctx context.Context, claim *claim[K, V], e layers.
 	}
 	if lives.Hard <= 0 {
 		c.local.Kill(claim.key, claim.mark, claim.why.begun)
-		if claim.why.refresh || claim.hasStale { // what the load did not replace must not stay
+		if claim.why.refresh || claim.why.ahead || claim.hasStale { // what the load did not replace must not stay
 			claim.held = false
 			_ = c.invalidateShared(ctx, layers.Once, layers.NewToken(), []string{claim.id})
 		} else {
@@ -272,7 +276,7 @@ func (c *Cache[K, V]) fillInPieces(ctx context.Context, fills []layers.Fill) []l
 //  2. B's flight keeps the key and ends.
 //  3. A begins a flight: without a second look it loads again.
 func (c *Cache[K, V]) beforeAlone(key K, id string, why cause) (a answer[V], done bool, err error) {
-	if copied, ok := c.local.Look(key); ok && !why.refresh && copied.Fresh(time.Now()) && copied.Young {
+	if copied, ok := c.local.Look(key); ok && !why.refresh && !why.ahead && copied.Fresh(time.Now()) && copied.Young {
 		// Where Redis answers but takes nothing (full, read-only), a copy of before a gap may be one that was invalidated meanwhile.
 		if copied.Trusted || c.shared != nil && (copied.Heard || !c.shared.Reachable(id)) {
 			return answer[V]{Entry: copied.Entry, tier: Memory}, true, nil

@@ -53,7 +53,7 @@ func (c *Cache[K, V]) GetEntry(ctx context.Context, key K) (Entry[V], error) {
 		c.count.absentHits.Add(1)
 		return Entry[V]{Tier: Memory}, ErrNotFound
 	} else if state == layers.Hit {
-		c.count.memoryHits.add()
+		c.memoryHit(key)
 		e := Entry[V]{Value: c.cloned(v), Tier: Memory}
 		if copied, ok := c.local.Look(key); ok {
 			e.Value, e.Age, e.FreshFor = c.cloned(copied.Value), time.Since(copied.Born), freshFor(copied.Soft)

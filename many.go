@@ -84,7 +84,7 @@ func (b *batch[K, V]) fromMemory(ctx context.Context, keys []K, ids []string) []
 		seen[ids[i]] = key
 		switch v, state := b.c.local.Get(key); state {
 		case layers.Hit:
-			b.c.count.memoryHits.add()
+			b.c.memoryHit(key)
 			b.found[key] = b.c.cloned(v)
 			continue
 		case layers.HitAbsent:
@@ -98,6 +98,7 @@ func (b *batch[K, V]) fromMemory(ctx context.Context, keys []K, ids []string) []
 			b.answerNow(ctx, w, a)
 			continue
 		}
+		b.c.hot.Seen(w.id, key)
 		missing = append(missing, w)
 	}
 	return missing

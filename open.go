@@ -35,7 +35,8 @@ type Cache[K comparable, V any] struct {
 	flights   *rebuild.Flight[answer[V]]
 	refreshes *rebuild.Flight[answer[V]] // of Refresh, which joins nobody, and of what is done behind; keyed by number
 	refreshed atomic.Uint64              // the last number
-	backOff   *rebuild.Pauses            // of loads without Redis, where it is kept otherwise
+	hot       *rebuild.HotKeys[K]
+	backOff   *rebuild.Pauses // of loads without Redis, where it is kept otherwise
 
 	pending   *consistency.Pending // keys to invalidate once Redis can be reached
 	announces *consistency.Pending // of these, the ones to announce
@@ -76,6 +77,7 @@ func (c *Cache[K, V]) open() (err error) {
 	}()
 	c.loads = rebuild.NewLoads(c.gate, c.o.LoadTimeout, c.breaker)
 	c.flights, c.refreshes = rebuild.NewFlight[answer[V]](), rebuild.NewFlight[answer[V]]()
+	c.hot = rebuild.NewHotKeys[K](&hotCare[K, V]{c: c})
 	c.backOff = rebuild.NewPauses(backOffBase, backOffMax, maxPending)
 	c.pending, c.announces = consistency.NewPending(maxPending), consistency.NewPending(maxRecent)
 	c.loss = newLoss(c.o.Filter.Enabled())
@@ -275,6 +277,7 @@ func (c *Cache[K, V]) Close() error {
 // shut closes what open has made so far.
 func (c *Cache[K, V]) shut() error {
 	c.closed.Store(true)
+	c.hot.Close()
 	var errs []error
 	ctx, cancel := context.WithTimeout(context.Background(), c.o.LoadTimeout)
 	defer cancel()

@@ -46,7 +46,7 @@ type Options[K comparable, V any] struct {
 	MaxStale     time.Duration            // 10 min, at most the entry's own TTL; answered so long beyond TTL while it is rebuilt or the source fails; negative: never. Not for absent entries
 	StaleWait    time.Duration            // 0: answer stale at once; > 0: wait so long for the rebuild first
 	Jitter       float64                  // the fraction of each life taken off at random, [0,1); 0: 0.10, of lives below 2 min 0.20; negative: none, and no cold spread (see the package comment)
-	RefreshAhead float64                  // 0.8; validated here, takes effect with the work on hot keys, [0,1); negative: never
+	RefreshAhead float64                  // 0.8; the fraction of a value's life after which a hot key is rebuilt ahead, [0,1); negative: never. It needs memory: see HotKeys
 	DeleteWindow time.Duration            // 1 s; the delay of the delayed double delete: longer than the database's replica lag
 	LoadTimeout  time.Duration            // 3 s; one load, whoever waits
 	LeaseTime    time.Duration            // 3 s; how long a dead process can hold a rebuild; renewed while it lives; at least 100 ms

@@ -31,6 +31,8 @@ type Stats struct {
 	Shed         uint64 // rebuilds that the gate turned away
 	BackOffs     uint64 // rebuilds refused since the last loads of the key failed
 
+	RefreshesAhead uint64 // loads of hot keys before their value's soft end
+
 	BreakerRefused     uint64 // rebuilds that the source's breaker turned away
 	SourceBreakerTrips uint64 // times that it opened
 	RedisBreakerTrips  uint64 // times that the breaker around a Redis master opened, for all caches that share the layers.Redis
@@ -60,6 +62,9 @@ type Stats struct {
 	MemoryBytes   uint64 // gauge: what the memory holds, of all caches that share it
 	MemoryEntries uint64 // gauge: entries of the memory, of all caches that share it
 	FilterRows    uint64 // gauge: rows in the filter; 0 where none is built; of one in Redis, those of the scan it was built from
+	HotKeys       uint64 // gauge: keys that are hot in this process, 256 at most
+	HotPinned     uint64 // gauge: keys that are pinned in the memory, of all caches that share it
+	FilterRows    uint64 // gauge: rows in the filter; 0 where none is built
 	FilterSize    uint64 // gauge: rows the filter was made for; those asked for where none is built
 	FilterBytes   uint64 // gauge: of its bits and of what was added since
 	FilterFill    uint64 // gauge: bits that are set, in millionths; half a million at FilterSize
@@ -81,6 +86,7 @@ type counters struct {
 	loads, loadedKeys, loadErrors, loadPanics, loadsRefused                  atomic.Uint64
 	timedKeys, loadTime                                                      atomic.Uint64 // for the burden; nanoseconds
 	staleServed, staleErrors, shed, backOffs                                 atomic.Uint64
+	refreshesAhead                                                           atomic.Uint64
 	sharedErrors, encodeErrors, decodeErrors, busGaps, invalidations, events atomic.Uint64
 	failovers, replayed                                                      atomic.Uint64
 }
@@ -91,11 +97,11 @@ type striped [16]struct {
 	_ [56]byte
 }
 
-// add raises the counter by one. The stripe is chosen by the address of the caller's stack: goroutines have stacks of their own, of 2 KiB
+// add raises the counter by one and returns what it is now on the caller's stripe. The stripe is chosen by the address of the caller's stack: goroutines have stacks of their own, of 2 KiB
 // at least, so those that run at once mostly meet different stripes.
-func (s *striped) add() {
+func (s *striped) add() uint64 {
 	var here byte
-	s[uintptr(unsafe.Pointer(&here))>>11%uintptr(len(s))].n.Add(1) //nolint:gosec // only the address is used, never what it points to
+	return s[uintptr(unsafe.Pointer(&here))>>11%uintptr(len(s))].n.Add(1) //nolint:gosec // only the address is used, never what it points to
 }
 
 func (s *striped) load() (sum uint64) {
@@ -118,6 +124,7 @@ func (c *Cache[K, V]) Stats() Stats {
 		Shed: n.shed.Load(), BackOffs: n.backOffs.Load(),
 		BreakerRefused: c.breaker.Refused(), SourceBreakerTrips: c.breaker.Trips(), SourceBreaker: c.breaker.State(),
 		SharedErrors: n.sharedErrors.Load(), EncodeErrors: n.encodeErrors.Load(), DecodeErrors: n.decodeErrors.Load(),
+		RefreshesAhead: n.refreshesAhead.Load(), HotKeys: uint64(c.hot.Hot()), //nolint:gosec // never negative
 		BusGaps: n.busGaps.Load(), Invalidations: n.invalidations.Load(), Events: n.events.Load(),
 		Failovers: n.failovers.Load(), Replayed: n.replayed.Load(),
 		Pending:         uint64(c.waiting()), //nolint:gosec // never negative
@@ -129,7 +136,7 @@ func (c *Cache[K, V]) Stats() Stats {
 		s.RedisBreaker, s.RedisBreakerTrips = r.Breaker, r.BreakerTrips
 	}
 	m := c.memory.Stats()
-	s.MemoryBytes, s.MemoryEntries = m.Bytes, m.Entries
+	s.MemoryBytes, s.MemoryEntries, s.HotPinned = m.Bytes, m.Entries, m.Pins
 	if c.filter != nil {
 		c.filterStats(&s)
 	}

@@ -274,40 +274,6 @@ func (l *Local[K, V]) hash(key K) (uint64, string) {
 	return maphash.String(l.seed, id), id
 }
 
-// Copy is an entry of the local tier that Get may be unable to answer.
-type Copy[V any] struct {
-	Entry[V]
-	Trusted bool // no gap of the bus since it was put
-	Heard   bool // as Trusted, for a copy that is in doubt for another reason: events are heard, without a gap since it was put
-	Young   bool // before the end of the local tier's own TTL
-}
-
-// Look returns the key's copy before its hard end, trusted or not: for stale answers, and for what is answered while Redis or the source
-// fails.
-func (l *Local[K, V]) Look(key K) (Copy[V], bool) {
-	if l.o.TTL <= 0 {
-		return Copy[V]{}, false
-	}
-	h, id := l.hash(key)
-	c := l.mine(l.front.get(h), h, key, id)
-	if c == nil || !c.alive() {
-		c, _ = l.find(h, key, id)
-	}
-	now := l.clock.now()
-	if c == nil || c.over(now) {
-		return Copy[V]{}, false
-	}
-	c.use(c.state.Load())
-	_, young := c.ends()
-	word := l.own.trust.Load()
-	return Copy[V]{
-		Entry:   c.entry(l.clock),
-		Trusted: c.trust == word,
-		Heard:   word&wordDeaf == 0 && c.trust>>wordShift == word>>wordShift,
-		Young:   now < young,
-	}, true
-}
-
 // Mark returns this moment in the key's local history.
 //
 // The two words are read one after the other: what moves between the reads either makes the mark void (the epoch) or happened before

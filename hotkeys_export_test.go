@@ -1,0 +1,19 @@
+package tiercache
+
+import (
+	"time"
+
+	"github.com/tiercache/tiercache/rebuild"
+)
+
+// HeatForTest makes a key hot as HotKeys would, but for good, and returns its beat. What is drawn at random, when in the last part of a life
+// this process begins, is at once.
+func HeatForTest[K comparable, V any](c *Cache[K, V], key K) (beat func()) {
+	care := &hotCare[K, V]{c: c}
+	hot := rebuild.HotKey[K]{ID: c.keys.text(key), Key: key}
+	care.Heat(hot)
+	return func() {
+		care.Beat(hot)
+		care.lives[hot.ID].due = care.lives[hot.ID].soft.Add(-time.Duration((1 - c.o.RefreshAhead) * float64(c.o.TTL)))
+	}
+}
