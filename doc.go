@@ -12,14 +12,15 @@
 // Each is kept by the tests named behind it, on real Redis where Redis is part of it, standalone and Cluster. Where Redis appears, the
 // client of layers.NewRedis must ask masters only, and its user must be allowed to subscribe.
 //
-//	P1  Between two invalidations a key is loaded once in the fleet while Redis is reachable and the process that loads lives and renews
-//	    its lease; one more load within LeaseTime after it died. Without Redis: once a process, never more at once than the gate.
+//	P1  Between two invalidations a key is loaded once in the fleet, for each life of its value (a hot key's is replaced from RefreshAhead
+//	    of it on), while Redis is reachable and the process that loads lives and renews its lease; one more load within LeaseTime after it died. Without Redis: once a process, never more at once than the gate.
 //	    Limits: a guard evicted by Redis, a holder paused past its lease, and a load that began in a delete window and outlived it each
 //	    let one more load begin. For about six seconds after a Redis master came back (longer after repeated outages) keys that memory
 //	    does not have and whose turn to be read there has not come are loaded once a process.
 //	    TestOneLoadPerKeyInTheFleet, TestWaitersAreWokenByTheEvent, TestDeadHolderIsReplacedWithinTheLease,
 //	    TestRenewedLeaseOutlivesLongLoads, TestStampedeLoadsOnce, TestLoadsWithoutRedisAreOncePerProcessAndGated,
-//	    TestKilledProcessIsReplacedWithinTheLease, TestLeaseThatAHungRedisGrantsLateIsGivenBack, TestFleetKeepsItsPromises
+//	    TestKilledProcessIsReplacedWithinTheLease, TestLeaseThatAHungRedisGrantsLateIsGivenBack, TestFleetKeepsItsPromises,
+//	    TestOneProcessRebuildsAHotKeyAhead
 //	P2  After Invalidate, Update or Set returned nil, nothing loaded before is stored in Redis, nor answered to a Get that begins
 //	    afterwards: in this process at once, in another once the event arrived there.
 //	    Limits: with the bus silent, until MemoryTTL, longer only for answers marked stale while Redis or the source fails. A Get that

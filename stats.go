@@ -64,7 +64,6 @@ type Stats struct {
 	FilterRows    uint64 // gauge: rows in the filter; 0 where none is built; of one in Redis, those of the scan it was built from
 	HotKeys       uint64 // gauge: keys that are hot in this process, 256 at most
 	HotPinned     uint64 // gauge: keys that are pinned in the memory, of all caches that share it
-	FilterRows    uint64 // gauge: rows in the filter; 0 where none is built
 	FilterSize    uint64 // gauge: rows the filter was made for; those asked for where none is built
 	FilterBytes   uint64 // gauge: of its bits and of what was added since
 	FilterFill    uint64 // gauge: bits that are set, in millionths; half a million at FilterSize
