@@ -53,8 +53,8 @@ func (c *Cache[K, V]) rebuildSome(ctx context.Context, wants []want[K, V], held 
 		c.loadEach(ctx, parts)
 		return
 	}
-	if len(parts) > 0 {
-		c.loadMany(ctx, parts)
+	for _, some := range c.byClass(parts) {
+		c.loadMany(ctx, some)
 	}
 }
 
@@ -166,6 +166,7 @@ func (c *Cache[K, V]) loadMany(ctx context.Context, parts []part[K, V]) {
 		c.failMany(ctx, parts, err)
 		return
 	}
+	c.backMany(parts, rows, took)
 	born := time.Now()
 	var fills []layers.Fill
 	var filling []part[K, V]

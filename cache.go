@@ -162,7 +162,7 @@ func (c *Cache[K, V]) fromShared(ctx context.Context, key K, id string, why *cau
 		}
 		return false, ctx.Err()
 	}
-	ok := c.taken(key, &found, mark, why, a)
+	ok := c.taken(key, id, &found, mark, why, a)
 	if ok && a.stale {
 		c.revalidate(ctx, key, id, a)
 	}
@@ -170,7 +170,7 @@ func (c *Cache[K, V]) fromShared(ctx context.Context, key K, id string, why *cau
 }
 
 // taken turns what Redis returned into an answer and keeps it in memory if the mark still stands, for no longer than Redis keeps it.
-func (c *Cache[K, V]) taken(key K, found *layers.Reading[V], mark layers.Mark, why *cause, a *answer[V]) bool {
+func (c *Cache[K, V]) taken(key K, id string, found *layers.Reading[V], mark layers.Mark, why *cause, a *answer[V]) bool {
 	switch found.Kind {
 	case layers.Nothing:
 		why.asked = true
@@ -191,6 +191,9 @@ func (c *Cache[K, V]) taken(key K, found *layers.Reading[V], mark layers.Mark, w
 	}
 	if found.Keep && c.o.MemoryTTL > 0 {
 		c.keep(key, found.Entry, mark, cause{})
+	}
+	if !found.Absent {
+		c.absence.rows.Add(id)
 	}
 	a.Entry, a.tier, a.stale = found.Entry, Shared, !found.Fresh(now)
 	if !a.stale && !a.Absent {
@@ -304,15 +307,19 @@ type alone struct {
 // load is steps 6 and 7: one call of the loader behind gate and breaker, under LoadTimeout, a panic or runtime.Goexit turned into an error. "Not
 // found" is a result.
 func (c *Cache[K, V]) load(ctx context.Context, key K, id string, why cause) (layers.Entry[V], error) {
-	value, took, err := rebuild.RunAs(ctx, c.loads, why.class, func(ctx context.Context) (V, error) { return c.loadOne(ctx, key, why.class) })
+	class := c.classOf(id, why)
+	value, took, err := rebuild.RunAs(ctx, c.loads, class, func(ctx context.Context) (V, error) { return c.loadOne(ctx, key, class) })
 	c.loaded(id, took, err)
-	err = gaveWay(why.class, err)
+	err = gaveWay(class, err)
 	switch {
 	case saysAbsent(err):
+		c.gate.Back(class, took, 1)
 		return layers.Entry[V]{Absent: true, Born: time.Now(), Cost: took}, nil
 	case err != nil:
 		return layers.Entry[V]{}, err
 	}
+	c.gate.Back(class, took, 0)
+	c.absence.rows.Add(id)
 	c.foundInSource(id)
 	return layers.Entry[V]{Value: value, Born: time.Now(), Cost: took}, nil
 }

@@ -89,13 +89,14 @@ func (l *claim[K, V]) judge(got layers.Acquired) (rebuild.Answer, bool) {
 			return rebuild.Answer{}, false
 		}
 		l.found = answer[V]{}
-		if !l.c.taken(l.key, &value, l.mark, &l.why, &l.found) { // its life ended on its way here: another look, at which it is nothing
+		if !l.c.taken(l.key, l.id, &value, l.mark, &l.why, &l.found) { // its life ended on its way here: another look, at which it is nothing
 			l.why.seen = value.Stored
 			return rebuild.Answer{}, false
 		}
 		return rebuild.Answer{Verdict: rebuild.Found}, true
 	}
 	if value.Kind == layers.Value && !value.Absent && !value.Expired(time.Now()) && !l.why.refresh && !l.why.ahead {
+		l.c.absence.rows.Add(l.id)
 		l.stale, l.hasStale = answer[V]{Entry: value.Entry, tier: Shared, stale: true}, true
 	}
 	switch got.Verdict {

@@ -154,7 +154,7 @@ func (b *batch[K, V]) fromShared(ctx context.Context, missing []want[K, V]) (res
 		}
 		if errs[i] == nil {
 			var a answer[V]
-			if c.taken(w.key, &found[i], marks[i], &w.why, &a) {
+			if c.taken(w.key, w.id, &found[i], marks[i], &w.why, &a) {
 				b.answerNow(ctx, w, a)
 				continue
 			}

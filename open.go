@@ -30,6 +30,7 @@ type Cache[K comparable, V any] struct {
 	segments  *bloom.SharedGuard // nil: no filter in Redis
 
 	gate      *rebuild.Gate
+	absence   absence
 	breaker   *rebuild.Breaker // around the source
 	loads     *rebuild.Loads
 	flights   *rebuild.Flight[answer[V]]
@@ -166,6 +167,7 @@ func (c *Cache[K, V]) events() layers.Events {
 			if c.filter != nil {
 				c.filter.Add(id)
 			}
+			c.absence.rows.Add(id)
 			heard(id)
 		},
 		Cleared: func() {

@@ -202,7 +202,8 @@ func New[K comparable, V any](o Options[K, V]) (*Cache[K, V], error) {
 	o, err := o.withDefaults()
 	gate, gateErr := rebuild.NewGate(o.Gate)
 	breaker, breakerErr := rebuild.NewBreaker(o.Breaker, countsAsFailure, o.Hooks.sourceBreaker())
-	c := &Cache[K, V]{o: o, keys: keys, gate: gate, breaker: breaker}
+	rows, rowsErr := bloom.NewSeen(bloom.SeenOptions{})
+	c := &Cache[K, V]{o: o, keys: keys, gate: gate, breaker: breaker, absence: absence{rows: rows}}
 	var filterErr error
 	if o.Filter.Form == bloom.InRedis {
 		_, filterErr = bloom.NewSegmented(o.Filter)
@@ -211,7 +212,7 @@ func New[K comparable, V any](o Options[K, V]) (*Cache[K, V], error) {
 			c.filter.RelyOnFeed(o.FilterFeed)
 		}
 	}
-	if err := errors.Join(err, keyErr, gateErr, breakerErr, filterErr); err != nil {
+	if err := errors.Join(err, keyErr, gateErr, breakerErr, rowsErr, filterErr); err != nil {
 		return nil, fmt.Errorf("tiercache: options: %w", err)
 	}
 	if err := c.open(); err != nil {

@@ -29,6 +29,7 @@ type Stats struct {
 	StaleServed  uint64 // answers past their soft end
 	StaleErrors  uint64 // of these, because the rebuild failed
 	Shed         uint64 // rebuilds that the gate turned away
+	AbsentShed   uint64 // loads among these, of keys that likely have no row, while such loads take more than their share of the gate
 	BackOffs     uint64 // rebuilds refused since the last loads of the key failed
 
 	RefreshesAhead uint64 // loads of hot keys before their value's soft end
@@ -52,6 +53,7 @@ type Stats struct {
 	Pending       uint64 // gauge: keys whose invalidation waits for Redis, or is to be repeated after a failover
 	LoadsRunning  uint64 // gauge: loads in this process
 	LoadsWaiting  uint64 // gauge: rebuilds that wait at the gate
+	AbsentFlood   uint64 // gauge: 1 while loads that find nothing take more than their share of the gate, else 0
 
 	// ColdStartFactor is a gauge, in hundredths: requests a second over the keys a second that the source can be asked for (the gate's slots
 	// over what a key takes in one), as both were in the last ten seconds or since Stats was called last, if nothing was loaded. Above 100 this
@@ -129,10 +131,14 @@ func (c *Cache[K, V]) Stats() Stats {
 		Pending:         uint64(c.waiting()), //nolint:gosec // never negative
 		ColdStartFactor: c.burden.hundredths(c.gate.Slots(rebuild.Foreground)),
 		LoadsRunning:    c.gate.Running(), LoadsWaiting: c.gate.Waiting(),
+		AbsentShed: c.gate.ShedAs(rebuild.Suspect),
 	}
 	if c.o.Shared != nil {
 		r := c.o.Shared.Stats()
 		s.RedisBreaker, s.RedisBreakerTrips = r.Breaker, r.BreakerTrips
+	}
+	if c.gate.Flooded() {
+		s.AbsentFlood = 1
 	}
 	m := c.memory.Stats()
 	s.MemoryBytes, s.MemoryEntries, s.HotPinned = m.Bytes, m.Entries, m.Pins

@@ -103,7 +103,7 @@ func (c *Cache[K, V]) orShared(ctx context.Context, key K, id string, alone alon
 		return a, err
 	}
 	var had answer[V]
-	if !c.taken(key, &found, alone.mark, &alone.why, &had) {
+	if !c.taken(key, id, &found, alone.mark, &alone.why, &had) {
 		return a, err
 	}
 	if had.stale {

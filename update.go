@@ -138,6 +138,7 @@ func (c *Cache[K, V]) Set(ctx context.Context, key K, value V) error {
 		return err
 	}
 	e := layers.Entry[V]{Value: value, Born: time.Now()}
+	c.absence.rows.Add(id)
 	lives := c.lives(key, id, e, cause{}, false)
 	if lives.Hard <= 0 { // TTLFor says that it is not stored: what stood before must go
 		return c.Invalidate(ctx, key)
@@ -208,6 +209,9 @@ func (c *Cache[K, V]) Announce(ctx context.Context, keys ...K) error {
 	c.fillWindows.Open(ids...)
 	if c.filter != nil {
 		c.filter.Add(ids...)
+	}
+	for _, id := range ids {
+		c.absence.rows.Add(id)
 	}
 	err = c.announceShared(ctx, ids)
 	for i, key := range keys {

@@ -35,6 +35,7 @@ type Gate struct {
 	mu      sync.Mutex
 	running int // the sum of the shares'
 	shares  [classes]share
+	misses  misses
 	closed  bool
 }
 
@@ -67,7 +68,9 @@ func NewGate(o GateOptions) (*Gate, error) {
 	if o.Wait == 0 {
 		o.Wait = defaultWait
 	}
-	return &Gate{loads: o.Loads, wait: o.Wait, shares: o.shares()}, nil
+	g := &Gate{loads: o.Loads, wait: o.Wait, shares: o.shares()}
+	g.misses = o.misses(g.Slots(Suspect))
+	return g, nil
 }
 
 // Enter is EnterAs for Foreground.
@@ -107,6 +110,9 @@ func (g *Gate) enqueue(class Class) (*gateWaiter, *list.Element, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	s := &g.shares[class]
+	if class == Suspect {
+		g.misses.came++
+	}
 	switch {
 	case g.closed:
 		return nil, nil, ErrClosed
