@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -55,6 +56,7 @@ type Row struct {
 	Verdict  string    `json:"verdict,omitempty"`
 	Detail   string    `json:"detail,omitempty"`
 	Rounds   []float64 `json:"rounds,omitempty"` // every reading, in order
+	Curve    bool      `json:"curve,omitempty"`  // a point of a plot: in no table
 }
 
 // ratioRow is the median of the ratios of the rounds.
@@ -95,6 +97,9 @@ func (r *Report) missed() (met, missed int) {
 func printRows(w io.Writer, rows []Row) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, r := range rows {
+		if r.Curve {
+			continue
+		}
 		_, _ = fmt.Fprintf(t, "  %s\t%s\t%s\t%s\t%s\t%s\n", r.What, r.figure(), r.spread(), r.Budget, r.Verdict, r.Detail)
 	}
 	t.Flush() //nolint:errcheck // a terminal that is gone has nobody to tell
@@ -147,7 +152,7 @@ func (r *Report) markdown() string {
 		}
 		fmt.Fprint(w, "| what | measured | budget | | detail |\n|---|---|---|---|---|\n")
 		for _, row := range r.Rows {
-			if row.Scenario != name {
+			if row.Scenario != name || row.Curve {
 				continue
 			}
 			figure := row.figure()
@@ -166,7 +171,7 @@ func (r *Report) write(dir string) (string, error) {
 		return "", err
 	}
 	name := r.Began.Format("2006-01-02") + "-" + r.Environment["go"]
-	if len(r.Scenarios) < len(scenarios) {
+	if !slices.Equal(r.Scenarios, usual()) {
 		name += "-" + strings.Join(r.Scenarios, "-")
 	}
 	if r.Quick {

@@ -17,9 +17,10 @@ import (
 // Options of a run.
 type Options struct {
 	Quick     bool      // few short rounds and small tables: to see that all works
-	Scenarios []string  // names; empty: all
+	Scenarios []string  // names; empty: all but the special ones
 	Out       string    // folder of the result files; empty: none are written
 	Log       io.Writer // tables as they are done
+	Traces    string    // folder of recorded traces for the scenario traces; empty: made ones
 }
 
 // say tells what is done. A log that cannot be written has nobody to tell.
@@ -44,7 +45,11 @@ var scenarios = []scenario{
 	{"ttl", "Loads a second when many keys were loaded at once, TTL 10 min, in virtual time: the busiest second over the mean, after the filling.", false, ttlAvalanche},
 	{"event", "From Invalidate in one process to its event in another.", true, eventDelay},
 	{"footprint", "Heap per entry in the local tier against ristretto's own; × is bytes: smaller is better.", false, footprint},
+	{"traces", "What the local tier keeps of recorded requests; points of hit ratio against otter v2 on the same: larger is better.", false, keptOnTraces},
 }
+
+// special are the scenarios that only run where they are asked for: they take longer than all others together.
+var special = []string{"traces"}
 
 // Names returns the names of all scenarios, in the order in which they run.
 func Names() []string {
@@ -53,6 +58,11 @@ func Names() []string {
 		names[i] = s.name
 	}
 	return names
+}
+
+// usual are the scenarios of a run that names none.
+func usual() []string {
+	return slices.DeleteFunc(Names(), func(name string) bool { return slices.Contains(special, name) })
 }
 
 func title(name string) string {
@@ -88,7 +98,7 @@ func (e *env) plan(workers, chunk int) plan {
 // in what Run returns beside the report.
 func Run(ctx context.Context, o Options) (*Report, error) {
 	if len(o.Scenarios) == 0 {
-		o.Scenarios = Names()
+		o.Scenarios = usual()
 	}
 	for _, name := range o.Scenarios {
 		if !slices.Contains(Names(), name) {
@@ -166,7 +176,7 @@ func environment() map[string]string {
 	if info, ok := debug.ReadBuildInfo(); ok {
 		var versions []string
 		for _, d := range info.Deps {
-			for _, peer := range []string{"dgraph-io/ristretto", "redis/go-redis", "redis/rueidis", "bits-and-blooms/bloom"} {
+			for _, peer := range []string{"dgraph-io/ristretto", "redis/go-redis", "redis/rueidis", "bits-and-blooms/bloom", "maypok86/otter"} {
 				if strings.Contains(d.Path, peer) {
 					versions = append(versions, strings.TrimPrefix(d.Path, "github.com/")+" "+d.Version)
 				}

@@ -89,18 +89,18 @@ func footprintWorker(ctx context.Context, _ string, l *line) error {
 	if fill == nil {
 		return fmt.Errorf("no subject %q", request.Subject)
 	}
-	before, _ := heap()
+	before, _ := heapNow()
 	held, stop, err := fill(ctx, request.Entries)
 	if err != nil {
 		return err
 	}
 	defer stop()
-	after, took := heap()
+	after, took := heapNow()
 	return l.say(footprintAnswer{Bytes: after - before, Held: held(), Collect: took})
 }
 
-// heap returns what lives on the heap, and how long the second of two collections took.
-func heap() (uint64, time.Duration) {
+// heapNow returns what lives on the heap, and how long the second of two collections took.
+func heapNow() (uint64, time.Duration) {
 	runtime.GC()
 	began := time.Now()
 	runtime.GC()

@@ -3,6 +3,7 @@
 //	go run ./bench/cmd/bench                         all scenarios; results also in bench/results
 //	go run ./bench/cmd/bench -quick                  the same with few short rounds: to see that it works
 //	go run ./bench/cmd/bench -scenarios memory,cold  some of them
+//	go run ./bench/cmd/bench -scenarios traces -traces DIR  hit ratios on the recorded traces in DIR
 package main
 
 import (
@@ -40,8 +41,9 @@ func start() int {
 	o := bench.Options{Log: os.Stdout}
 	var names string
 	flag.BoolVar(&o.Quick, "quick", false, "few short rounds and small tables: to see that the suite works")
-	flag.StringVar(&names, "scenarios", "", "which ones, `NAMES` with commas between (default: all): "+strings.Join(bench.Names(), ", "))
+	flag.StringVar(&names, "scenarios", "", "which ones, `NAMES` with commas between (default: all but traces): "+strings.Join(bench.Names(), ", "))
 	flag.StringVar(&o.Out, "out", defaultOut(), "`DIR` for the result files; empty: none")
+	flag.StringVar(&o.Traces, "traces", "", "`DIR` of recorded traces for the scenario traces; empty: made ones")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "bench: unexpected argument %q\n", flag.Arg(0))
