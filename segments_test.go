@@ -55,7 +55,6 @@ func headKey(name string) string { return "{tc:" + name + ":filter:new}:segments
 // The filter in Redis that one process built answers for all of them, by one more round trip each time and for many keys together; a row
 // that was announced is found by every process at once, no event needed; what the filter says is kept in neither tier, and everything that it has
 // in Redis has an expiry.
-// Broken by: leaving the filter in Redis out of certainlyAbsent; leaving building's bits out of SharedGuard.Announce.
 func TestFilterInRedisAnswersForEveryProcess(t *testing.T) {
 	needSegments(t)
 	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
@@ -120,7 +119,6 @@ func unbelieved(t *testing.T, p *peer, s *source, why string) {
 // The trap of bitmaps in Redis: what is missing answers 0, which would be "no such row". Here nothing that Redis lost, or never had, makes a
 // row absent: no filter built, one segment deleted, damaged or of another type, the head deleted, everything flushed, also when later announcements
 // come to what was lost. The other segments go on, and how many are lost can be seen. SCRIPT FLUSH does no harm.
-// Broken by: leaving the conditions out of additions; Question.Answer without its look at the stamps; SharedGuard.ask without its look at serving.
 func TestFilterInRedisSaysNothingOfWhatRedisLost(t *testing.T) {
 	needSegments(t)
 	server := redistest.Start(t)
@@ -200,7 +198,6 @@ func TestFilterInRedisSaysNothingOfWhatRedisLost(t *testing.T) {
 
 // Race: 1. A reader knows the filter. 2. Redis loses the head, or the fleet moves to another filter, and the reader has not heard. 3. A row is announced:
 // its bits go into nothing that the reader asks. 4. The insert commits. 5. The reader asks. It must not say "absent" by the filter it knows.
-// Broken by: SharedGuard.ask without its look at serving.
 func TestReaderOfAFilterThatIsNotServedSaysNothing(t *testing.T) {
 	needSegments(t)
 	onDoors(t, func(t *testing.T, client func(*testing.T, *door) redis.UniversalClient) {
@@ -249,7 +246,6 @@ func held(s *source) (rows iter.Seq2[string, error], stands <-chan struct{}, res
 }
 
 // A builder that was paused does not move the fleet back to its filter once another one has begun, be that one done or not; what it had in Redis is gone.
-// Broken by: leaving the look at building out of the move in segments.lua.
 func TestPausedBuilderDoesNotMoveTheFleetBack(t *testing.T) {
 	needSegments(t)
 	s, name := newSource(map[string]string{"k": "row"}), redistest.Name(t)
@@ -279,7 +275,6 @@ func TestPausedBuilderDoesNotMoveTheFleetBack(t *testing.T) {
 
 // Race: 1. A builder fills a segment. 2. Redis loses the segment, or what it had last acknowledged of it, as a replica that takes over. 3. The builder
 // goes on and calls it complete. The build fails instead, and the filter before it stays in force.
-// Broken by: leaving the number of writes out of filled.
 func TestBuildEndsWhenRedisLosesAPartOfIt(t *testing.T) {
 	needSegments(t)
 	server := redistest.Shared(t)
@@ -327,7 +322,6 @@ func TestBuildEndsWhenRedisLosesAPartOfIt(t *testing.T) {
 }
 
 // While Redis hangs, and where segments may not be read, a Get goes to the source, no longer than the budget later; afterwards the filter answers again.
-// Broken by: AskSegments without its budget; taking the reply of a failed command.
 func TestGetPassesAFilterInRedisThatCannotBeAsked(t *testing.T) {
 	needSegments(t)
 	server := redistest.Start(t)
