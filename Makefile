@@ -2,7 +2,7 @@
 # `make help` lists the targets.
 
 .DEFAULT_GOAL := help
-.PHONY: help fmt lint test race integration fuzz fleet fleet-broken storm bench traces bench-compare cover docs tools hooks check \
+.PHONY: help fmt lint test race integration fuzz fleet fleet-broken storm bench traces bench-plots bench-compare cover docs tools hooks check \
 	fmt-check vet tidy tidy-check docs-check modules-check redis
 
 # The modules that stand beside the library's own and build on it. internal/tools stands apart: see its go.mod.
@@ -60,6 +60,9 @@ bench: redis ## the benchmarks of bench/ in one interleaved run, as ratios (ARGS
 
 traces: ## hit ratios and bytes an entry on the recorded traces below DIR; without DIR on made ones
 	@go run ./bench/cmd/bench -scenarios traces,footprint -traces "$(DIR)" $(ARGS)
+
+bench-plots: ## the page and pictures of a run of bench again, from its file (RESULT=bench/results/….json)
+	@go run ./bench/cmd/bench -redraw '$(RESULT)'
 
 bench-compare: $(BIN)/benchstat ## Go benchmarks of this tree against REF (main), COUNT (10) rounds, interleaved
 	@sh scripts/bench-compare.sh $(REF) $(COUNT)

@@ -71,6 +71,7 @@ func valueRow(what string, v float64, unit string, b budget, detail string) Row 
 
 // Report is one run.
 type Report struct {
+	Schema      int               `json:"schema,omitempty"` // reportSchema; 0: of before series
 	Began       time.Time         `json:"began"`
 	Took        time.Duration     `json:"took_ns"`
 	Quick       bool              `json:"quick"`
@@ -78,7 +79,11 @@ type Report struct {
 	Scenarios   []string          `json:"scenarios"`
 	Skipped     map[string]string `json:"skipped,omitempty"` // scenario: why
 	Rows        []Row             `json:"rows"`
+	Series      []Series          `json:"series,omitempty"`
 }
+
+// reportSchema grows when a reader of the JSON would misread a new file.
+const reportSchema = 1
 
 // missed counts the budgets that were met and missed.
 func (r *Report) missed() (met, missed int) {
@@ -129,8 +134,8 @@ func number(v float64) string {
 	return fmt.Sprintf("%.3g", v)
 }
 
-// markdown is the report as a page.
-func (r *Report) markdown() string {
+// markdown is the report as a page, whose pictures are in a folder beside it.
+func (r *Report) markdown(pictures string) string {
 	w := &strings.Builder{}
 	fmt.Fprintf(w, "# Benchmarks, %s\n\n", r.Began.Format("2 January 2006"))
 	if r.Quick {
@@ -161,11 +166,14 @@ func (r *Report) markdown() string {
 			}
 			fmt.Fprintf(w, "| %s | %s | %s | %s | %s |\n", row.What, figure, row.Budget, row.Verdict, row.Detail)
 		}
+		for _, f := range r.figures(name) {
+			fmt.Fprintf(w, "\n![%s: %s](%s/%s)\n", name, f.what, pictures, f.file())
+		}
 	}
 	return w.String()
 }
 
-// write puts the report into dir as a page and as JSON with every reading, and returns the path of the page.
+// write puts the report into dir as a page with pictures and as JSON with every reading, and returns the path of the page.
 func (r *Report) write(dir string) (string, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
@@ -185,5 +193,13 @@ func (r *Report) write(dir string) (string, error) {
 	if err := os.WriteFile(path+".json", append(raw, '\n'), 0o644); err != nil {
 		return "", err
 	}
-	return path + ".md", os.WriteFile(path+".md", []byte(r.markdown()), 0o644)
+	return r.page(path)
+}
+
+// page writes path.md and its pictures into the folder path.
+func (r *Report) page(path string) (string, error) {
+	if err := r.drawAll(path); err != nil {
+		return "", err
+	}
+	return path + ".md", os.WriteFile(path+".md", []byte(r.markdown(filepath.Base(path))), 0o644)
 }

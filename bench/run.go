@@ -43,6 +43,7 @@ var scenarios = []scenario{
 	{"filter", "The filter's check against bits-and-blooms' own Test; × is time: smaller is better.", false, filterCheck},
 	{"filterlife", "Filters built during inserts in 4 processes, one of them stopped for a while, the stream trimmed, Redis flushed.", true, filterLife},
 	{"ttl", "Loads a second when many keys were loaded at once, TTL 10 min, in virtual time: the busiest second over the mean, after the filling.", false, ttlAvalanche},
+	{"flush", "FLUSHALL at a load of five times what the source can do, 4 processes; memory off.", true, flush},
 	{"event", "From Invalidate in one process to its event in another.", true, eventDelay},
 	{"footprint", "Heap per entry in the local tier against ristretto's own; × is bytes: smaller is better.", false, footprint},
 	{"traces", "What the local tier keeps of recorded requests; points of hit ratio against otter v2 on the same: larger is better.", false, keptOnTraces},
@@ -77,8 +78,12 @@ func title(name string) string {
 // env is what scenarios share.
 type env struct {
 	Options
-	server *server // nil where no scenario of the run needs one, or none could be started
+	series []Series // what scenarios gave to be drawn
+	server *server  // nil where no scenario of the run needs one, or none could be started
 }
+
+// plot gives curves to the report's pictures. Of the scenario that runs: Scenario is filled in.
+func (e *env) plot(curves ...Series) { e.series = append(e.series, curves...) }
 
 // pick returns full, or quick in a quick run.
 func pick[T any](e *env, full, quick T) T {
@@ -109,7 +114,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	defer runtime.KeepAlive(ballast)
 
 	e := &env{Options: o}
-	r := &Report{Began: time.Now().UTC(), Quick: o.Quick, Scenarios: o.Scenarios, Environment: environment(), Skipped: map[string]string{}}
+	r := &Report{Schema: reportSchema, Began: time.Now().UTC(), Quick: o.Quick, Scenarios: o.Scenarios, Environment: environment(), Skipped: map[string]string{}}
 	var errs []error
 	for _, s := range scenarios {
 		if !slices.Contains(o.Scenarios, s.name) || ctx.Err() != nil {
@@ -127,6 +132,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 			e.server = server
 			r.Environment["redis"] = server.version(ctx)
 		}
+		e.series = nil
 		rows, err := s.run(ctx, e)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", s.name, err))
@@ -139,6 +145,10 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 		}
 		printRows(o.Log, rows)
 		r.Rows = append(r.Rows, rows...)
+		for _, curve := range e.series {
+			curve.Scenario = s.name
+			r.Series = append(r.Series, curve)
+		}
 	}
 	r.Took = time.Since(r.Began)
 	if ctx.Err() != nil {

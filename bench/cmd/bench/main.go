@@ -4,6 +4,7 @@
 //	go run ./bench/cmd/bench -quick                  the same with few short rounds: to see that it works
 //	go run ./bench/cmd/bench -scenarios memory,cold  some of them
 //	go run ./bench/cmd/bench -scenarios traces -traces DIR  hit ratios on the recorded traces in DIR
+//	go run ./bench/cmd/bench -redraw FILE.json       page and pictures of a run again
 package main
 
 import (
@@ -39,16 +40,26 @@ func start() int {
 	}
 
 	o := bench.Options{Log: os.Stdout}
-	var names string
+	var names, redraw string
 	flag.BoolVar(&o.Quick, "quick", false, "few short rounds and small tables: to see that the suite works")
 	flag.StringVar(&names, "scenarios", "", "which ones, `NAMES` with commas between (default: all but traces): "+strings.Join(bench.Names(), ", "))
 	flag.StringVar(&o.Out, "out", defaultOut(), "`DIR` for the result files; empty: none")
 	flag.StringVar(&o.Traces, "traces", "", "`DIR` of recorded traces for the scenario traces; empty: made ones")
+	flag.StringVar(&redraw, "redraw", "", "draw the page and pictures of this result `FILE` (JSON) again, and run nothing")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "bench: unexpected argument %q\n", flag.Arg(0))
 		flag.Usage()
 		return 2
+	}
+	if redraw != "" {
+		path, err := bench.Redraw(redraw)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			return 1
+		}
+		fmt.Println("written to", path)
+		return 0
 	}
 	if names != "" {
 		o.Scenarios = strings.Split(names, ",")
