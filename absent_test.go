@@ -99,8 +99,8 @@ func TestFloodOfAbsentKeysLeavesTheGateToRows(t *testing.T) {
 	}
 }
 
-func errorsIsAny(err error, any ...error) bool {
-	for _, one := range any {
+func errorsIsAny(err error, targets ...error) bool {
+	for _, one := range targets {
 		if errors.Is(err, one) {
 			return true
 		}

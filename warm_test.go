@@ -273,7 +273,7 @@ func TestWarmGoesOnPastFailures(t *testing.T) {
 		require.EqualValues(t, 30, report.Failed)
 		require.EqualValues(t, 270, report.Loaded)
 		require.EqualValues(t, 300, report.Done)
-		joined, ok := err.(interface{ Unwrap() []error }) //nolint:errorlint // what it joins is looked at
+		joined, ok := err.(interface{ Unwrap() []error })
 		require.True(t, ok)
 		require.Len(t, joined.Unwrap(), 5)
 		var failed *tiercache.LoadError

@@ -196,7 +196,7 @@ func (r *Report) write(dir string) (string, error) {
 	return r.page(path)
 }
 
-// page writes path.md and its pictures into the folder path.
+// page writes the page at path and .md, and its pictures into the folder path.
 func (r *Report) page(path string) (string, error) {
 	if err := r.drawAll(path); err != nil {
 		return "", err

@@ -50,7 +50,7 @@ var scenarios = []scenario{
 }
 
 // special are the scenarios that only run where they are asked for: they take longer than all others together.
-var special = []string{"traces"}
+var special = []string{"traces", "ttl"}
 
 // Names returns the names of all scenarios, in the order in which they run.
 func Names() []string {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"time"
 
 	"github.com/tiercache/tiercache/internal/filterlife"
 )
@@ -51,11 +50,11 @@ func filterLife(ctx context.Context, e *env) (_ []Row, err error) {
 	if sum.Wrong > 0 {
 		e.say("the first false negative: %s\n", sum.First)
 	}
-	processes := time.Duration(len(report.Processes))
+	processes := float64(len(report.Processes))
 	rows := []Row{
 		valueRow("false negatives", float64(sum.Wrong+sum.Stats.FilterWrong), "", atMost(0), fmt.Sprintf("%d questions for committed rows; %d ended with an error", sum.Asked, sum.Failed)),
 		valueRow("inserts", float64(sum.Inserted), "", budget{}, fmt.Sprintf("%.0f a second while %d processes inserted and asked", float64(sum.Inserted)/report.Took.Seconds(), len(report.Processes))),
-		valueRow("time in which everything passed", 100*sum.Passing.Seconds()/(processes*report.Took).Seconds(), "%", budget{}, "of the time of all processes; one was stopped, announcements were lost twice"),
+		valueRow("time in which everything passed", 100*sum.Passing.Seconds()/(processes*report.Took.Seconds()), "%", budget{}, "of the time of all processes; one was stopped, announcements were lost twice"),
 	}
 	for i, took := range report.Builds {
 		rows = append(rows, valueRow(fmt.Sprintf("build %d", i+1), took.Seconds(), "s", budget{}, []string{"before anything was inserted", "limited, during inserts, one process stopped", "limited, after the flush"}[i]))

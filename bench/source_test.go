@@ -2,6 +2,7 @@ package bench
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"testing"
@@ -56,7 +57,7 @@ func TestSourceDoesWhatItsCallersHaveLeft(t *testing.T) {
 			done.Go(func() {
 				ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 				defer cancel()
-				if _, err := src.load(ctx, "k"); err != context.DeadlineExceeded {
+				if _, err := src.load(ctx, "k"); !errors.Is(err, context.DeadlineExceeded) {
 					t.Errorf("load = %v, want the deadline", err)
 				}
 			})
@@ -111,7 +112,7 @@ func TestSourceWithoutRowAndClosed(t *testing.T) {
 		got := make(chan error, 2)
 		for _, k := range []string{"not", "there"} {
 			go func() {
-				_, err := src.load(context.Background(), k)
+				_, err := src.load(t.Context(), k)
 				got <- err
 			}()
 			synctest.Wait()

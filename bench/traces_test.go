@@ -111,9 +111,9 @@ func TestTracesWithoutAFolder(t *testing.T) {
 	for _, row := range r.Rows {
 		if row.Curve {
 			curves++
-			require.NotContains(t, r.markdown(), row.What)
+			require.NotContains(t, r.markdown("pictures"), row.What)
 		}
 	}
 	require.Equal(t, 4*len(traceShares)*7, curves)
-	require.Contains(t, r.markdown(), "| mean: points against otter |")
+	require.Contains(t, r.markdown("pictures"), "| mean: points against otter |")
 }

@@ -27,6 +27,7 @@ func (c Class) String() string {
 		return "refresh"
 	case Warm:
 		return "warm"
+	case classes:
 	}
 	return "unknown"
 }

@@ -278,12 +278,12 @@ func (h *HotKeys[K]) rest() bool {
 }
 
 // collect feeds what waits in the queue and the stripes, and reports whether that was anything.
-func (h *HotKeys[K]) collect() (any bool) {
+func (h *HotKeys[K]) collect() (found bool) {
 	for {
 		select {
 		case samples := <-h.full:
 			h.feed(samples)
-			any = true
+			found = true
 			continue
 		default:
 		}
@@ -297,10 +297,10 @@ func (h *HotKeys[K]) collect() (any bool) {
 		s.mu.Unlock()
 		if len(samples) > 0 {
 			h.feed(samples)
-			any = true
+			found = true
 		}
 	}
-	return any
+	return found
 }
 
 // feed takes samples into the sketches and gives their buffer back. When there are too many for one window, only half of the reads are

@@ -45,10 +45,10 @@ func newSketch(width int, seed uint64) *sketch {
 
 // add counts a hash and returns how often it was added, as far as is known: hardly ever more, and less by what others took away.
 func (s *sketch) add(hash uint64) (count uint32) {
-	print := uint32(hash >> 32)
+	mark := uint32(hash >> 32)
 	for i := range s.rows {
 		b := &s.rows[i][hash>>(16*i)&s.mask]
-		if b.count > 0 && b.print != print {
+		if b.count > 0 && b.print != mark {
 			if b.count >= uint32(len(decayed)) || uint32(s.rand.Uint64()) > decayed[b.count] { //nolint:gosec // the lower half is meant
 				continue
 			}
@@ -56,7 +56,7 @@ func (s *sketch) add(hash uint64) (count uint32) {
 				continue
 			}
 		}
-		b.print = print
+		b.print = mark
 		b.count++
 		count = max(count, b.count)
 	}
