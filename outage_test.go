@@ -786,8 +786,10 @@ func TestStaleIfErrorUpToMaxStale(t *testing.T) {
 				}, "MaxStale ends")
 				require.NotZero(t, stale)
 				require.Equal(t, stale, p.Stats().StaleServed)
-				require.Equal(t, stale, p.Stats().StaleErrors)
-				require.EqualValues(t, stale, told.Load())
+				failed := p.Stats().StaleErrors
+				require.GreaterOrEqual(t, failed, stale-1, "but one whose soft end passed here and not yet in Redis: it was given as the rebuild's answer")
+				require.LessOrEqual(t, failed, stale)
+				require.EqualValues(t, failed, told.Load())
 
 				s.before(nil)
 				asking(t, func() bool {

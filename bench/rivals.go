@@ -9,7 +9,11 @@ import (
 	"sync/atomic"
 	"time"
 
+	gocache "github.com/go-redis/cache/v9"
 	"github.com/redis/go-redis/v9"
+	"github.com/redis/rueidis"
+	"github.com/redis/rueidis/rueidisaside"
+	"github.com/viccon/sturdyc"
 	"golang.org/x/sync/singleflight"
 
 	"github.com/tiercache/tiercache"
@@ -104,6 +108,86 @@ func openFlights(_ context.Context, addr, name string, load loadFunc) (*opened, 
 		}
 	}
 	return &opened{get, rdb.Close}, nil
+}
+
+// libraries are other libraries that read through Redis. Those that are not here did not come from the module proxy where this was written
+// (rockscache, jetcache-go, eko/gocache) or are not written in Go (FusionCache, Redisson).
+func libraries() []rival {
+	return []rival{
+		{"go-redis/cache", "Once; no local cache", openGoRedisCache},
+		{"rueidisaside", "as it comes: a lock in Redis, client-side caching", openRueidisAside},
+		{"sturdyc", "GetOrFetch with Redis as distributed storage; memory of a thousand entries, which it cannot be without", openSturdyc},
+	}
+}
+
+func openGoRedisCache(_ context.Context, addr, name string, load loadFunc) (*opened, error) {
+	rdb := redis.NewClient(&redis.Options{Addr: addr, ContextTimeoutEnabled: true})
+	cache := gocache.New(&gocache.Options{Redis: rdb})
+	return &opened{
+		get: func(ctx context.Context, key string) (v string, err error) {
+			err = cache.Once(&gocache.Item{
+				Ctx: ctx, Key: name + ":" + key, Value: &v, TTL: rivalLife,
+				Do: func(*gocache.Item) (any, error) { return load(ctx, key) },
+			})
+			return v, err
+		},
+		close: rdb.Close,
+	}, nil
+}
+
+func openRueidisAside(_ context.Context, addr, name string, load loadFunc) (*opened, error) {
+	client, err := rueidisaside.NewClient(rueidisaside.ClientOption{ClientOption: rueidis.ClientOption{InitAddress: []string{addr}}})
+	if err != nil {
+		return nil, err
+	}
+	return &opened{
+		get: func(ctx context.Context, key string) (string, error) {
+			return client.Get(ctx, rivalLife, name+":"+key, func(ctx context.Context, _ string) (string, error) { return load(ctx, key) })
+		},
+		close: func() error { client.Close(); return nil },
+	}, nil
+}
+
+func openSturdyc(_ context.Context, addr, name string, load loadFunc) (*opened, error) {
+	rdb := redis.NewClient(&redis.Options{Addr: addr, ContextTimeoutEnabled: true})
+	cache := sturdyc.New[string](1000, 16, rivalLife, 10, sturdyc.WithDistributedStorage(sturdycStorage{rdb, name}))
+	return &opened{
+		get: func(ctx context.Context, key string) (string, error) {
+			return cache.GetOrFetch(ctx, key, func(ctx context.Context) (string, error) { return load(ctx, key) })
+		},
+		close: rdb.Close,
+	}, nil
+}
+
+// sturdycStorage is Redis as sturdyc asks for it.
+type sturdycStorage struct {
+	rdb  *redis.Client
+	name string
+}
+
+func (s sturdycStorage) Get(ctx context.Context, key string) ([]byte, bool) {
+	v, err := s.rdb.Get(ctx, s.name+":"+key).Bytes()
+	return v, err == nil
+}
+
+func (s sturdycStorage) Set(ctx context.Context, key string, value []byte) {
+	_ = s.rdb.Set(ctx, s.name+":"+key, value, rivalLife).Err() // it has nobody to tell
+}
+
+func (s sturdycStorage) GetBatch(ctx context.Context, keys []string) map[string][]byte {
+	found := make(map[string][]byte, len(keys))
+	for _, key := range keys {
+		if v, ok := s.Get(ctx, key); ok {
+			found[key] = v
+		}
+	}
+	return found
+}
+
+func (s sturdycStorage) SetBatch(ctx context.Context, records map[string][]byte) {
+	for key, v := range records {
+		s.Set(ctx, key, v)
+	}
 }
 
 // rivalFleet is a rival in all processes of a fleet over one source.

@@ -1,0 +1,216 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/tiercache/tiercache"
+	"github.com/tiercache/tiercache/bloom"
+	"github.com/tiercache/tiercache/rebuild"
+)
+
+// Penetration: nine of ten requests are for keys that do not exist, each of them new, as fast as 64 callers get answers; the tenth is for
+// rows that do, by Zipf 0.99, and memory has room for a fifth of those. The source has eight workers of 2 ms. Three runs: the rows alone, the flood
+// with a filter, the flood without.
+//
+// What reaches the source of the absent keys is held against the rate that the filter was asked for; what the rows lose is their hits in
+// memory with the flood and without. Redis is counted by DBSIZE: all rows are there before, so what it gains are answers "not found".
+//
+// What misleads: the callers wait for their answers, so the flood without a filter is as fast as the cache lets it be. That is what a
+// cache can do about it.
+
+const (
+	floodCallers = 64
+	floodRows    = 20_000
+	floodRate    = 0.01 // of the filter
+	floodGate    = 40
+	floodMisses  = 4 // Gate.Absent's default of a gate of 40
+	floodWarmUp  = time.Second
+)
+
+// floodRun is one run's figures, of the time after its warm-up.
+type floodRun struct {
+	absent, rows    float64 // requests
+	asked           float64 // absent keys that reached the source
+	most            int64   // of them at once
+	refused, failed float64 // requests for rows: refused by the gate; other errors
+	hits            float64 // share of the requests for rows that memory answered
+	waits           []float64
+	gained          float64 // keys in Redis
+}
+
+func penetration(ctx context.Context, e *env) ([]Row, error) {
+	lasts := pick(e, 10*time.Second, time.Second)
+	calm, err := flood(ctx, e, lasts, false, false)
+	if err != nil {
+		return nil, err
+	}
+	filtered, err := flood(ctx, e, lasts, true, true)
+	if err != nil {
+		return nil, err
+	}
+	bare, err := flood(ctx, e, lasts, true, false)
+	if err != nil {
+		return nil, err
+	}
+	detail := func(r *floodRun) string {
+		return fmt.Sprintf("of %.0f absent keys; %.0f requests for rows beside them", r.absent, r.rows)
+	}
+	p99 := func(r *floodRun) float64 { return quantile(r.waits, 0.99) }
+	return []Row{
+		valueRow("with a filter: absent keys that reach the source", 100*filtered.asked/max(filtered.absent, 1), "%", atMost(100*1.2*floodRate), detail(filtered)),
+		valueRow("with a filter: hits in memory that the rows lose", 100*(calm.hits-filtered.hits), "points", atMost(2), fmt.Sprintf("%.1f %% without the flood", 100*calm.hits)),
+		valueRow("with a filter: keys that Redis gains", filtered.gained, "", atMost(0), ""),
+		valueRow("with a filter: requests for rows that failed", filtered.failed+filtered.refused, "", atMost(0), ""),
+		valueRow("without: absent keys loaded at once, most", float64(bare.most), "", atMost(floodMisses), fmt.Sprintf("gate of %d; %s", floodGate, detail(bare))),
+		valueRow("without: hits in memory that the rows lose", 100*(calm.hits-bare.hits), "points", budget{}, ""),
+		valueRow("without: requests for rows that failed", bare.failed+bare.refused, "", atMost(0), fmt.Sprintf("%.0f of them refused", bare.refused)),
+		valueRow("without: keys that Redis gains", bare.gained, "", budget{}, "one for each absent key that was loaded"),
+		valueRow("99th percentile of the rows: calm", p99(calm), "ms", budget{}, ""),
+		valueRow("99th percentile of the rows: with a filter", p99(filtered), "ms", budget{}, ""),
+		valueRow("99th percentile of the rows: without", p99(bare), "ms", budget{}, ""),
+	}, nil
+}
+
+// flood is one run: of rows alone, or of nine absent keys for each.
+func flood(ctx context.Context, e *env, lasts time.Duration, flooded, filter bool) (_ *floodRun, err error) {
+	isRow := func(key string) (string, bool) { return "row of " + key, strings.HasPrefix(key, "row-") }
+	src := newSource(sourceOptions{workers: 8, mean: 2 * time.Millisecond, spread: 0.5, seed: 1, row: isRow, missing: tiercache.ErrNotFound})
+	defer src.close()
+	var free atomic.Bool
+	var running, most atomic.Int64
+	o := tiercache.Options[string, string]{
+		Name: fmt.Sprintf("flood-%v-%v", flooded, filter), MemoryBytes: 1 << 20,
+		Gate:   rebuild.GateOptions{Loads: floodGate},
+		Logger: slog.New(slog.DiscardHandler),
+		Load: func(ctx context.Context, key string) (string, error) {
+			if free.Load() {
+				return "row of " + key, nil
+			}
+			if !strings.HasPrefix(key, "row-") {
+				for now, m := running.Add(1), most.Load(); now > m && !most.CompareAndSwap(m, now); m = most.Load() {
+				}
+				defer running.Add(-1)
+			}
+			return src.load(ctx, key)
+		},
+	}
+	if filter {
+		o.Filter = bloom.Options{Capacity: floodRows, FalsePositiveRate: floodRate}
+	}
+	shared, stop, err := connect(ctx, e.server.addr)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, stop()) }()
+	o.Shared = shared
+	cache, err := tiercache.New(o)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, cache.Close()) }()
+	rows := make([]string, floodRows)
+	for i := range rows {
+		rows[i] = fmt.Sprint("row-", i)
+	}
+	if filter {
+		if _, err := cache.BuildFilter(ctx, existing(rows), bloom.BuildOptions{}); err != nil {
+			return nil, err
+		}
+	}
+	free.Store(true)
+	for i := 0; i < len(rows); i += 500 {
+		if _, err := cache.GetMany(ctx, rows[i:i+500]); err != nil {
+			return nil, err
+		}
+	}
+	free.Store(false)
+	rdb := redis.NewClient(&redis.Options{Addr: e.server.addr})
+	defer rdb.Close() //nolint:errcheck // reads only
+
+	r := &floodRun{}
+	if _, err := r.ask(ctx, cache, rows, floodWarmUp, flooded); err != nil {
+		return nil, err
+	}
+	src.reset()
+	most.Store(0)
+	before, keys := cache.Stats(), rdb.DBSize(ctx).Val()
+	out, err := r.ask(ctx, cache, rows, lasts, flooded)
+	if err != nil {
+		return nil, err
+	}
+	out.most, out.gained = most.Load(), float64(rdb.DBSize(ctx).Val()-keys)
+	if flooded {
+		out.asked = float64(src.stats().absent)
+	}
+	out.hits = float64(cache.Stats().MemoryHits-before.MemoryHits) / max(out.rows, 1)
+	return out, nil
+}
+
+// existing is keys as a scan gives them.
+func existing(keys []string) func(yield func(string, error) bool) {
+	return func(yield func(string, error) bool) {
+		for _, k := range keys {
+			if !yield(k, nil) {
+				return
+			}
+		}
+	}
+}
+
+// ask has all callers ask for so long.
+func (*floodRun) ask(ctx context.Context, cache *tiercache.Cache[string, string], rows []string, lasts time.Duration, flooded bool) (*floodRun, error) {
+	popular := zipf(len(rows), 0.99)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var mu sync.Mutex
+	var done sync.WaitGroup
+	sum := &floodRun{}
+	var wrong error
+	end := time.Now().Add(lasts)
+	for w := range floodCallers {
+		done.Go(func() {
+			random := rand.New(rand.NewPCG(uint64(w), uint64(end.UnixNano()))) //nolint:gosec // a workload, not a secret
+			own := floodRun{}
+			for time.Now().Before(end) && ctx.Err() == nil {
+				if flooded && random.IntN(10) > 0 {
+					own.absent++
+					if v, err := cache.Get(ctx, fmt.Sprint("none-", random.Uint64())); err == nil {
+						mu.Lock()
+						wrong = fmt.Errorf("an absent key has the row %q", v)
+						mu.Unlock()
+					}
+					continue
+				}
+				own.rows++
+				began := time.Now()
+				_, err := cache.Get(ctx, rows[popular.draw(random)])
+				own.waits = append(own.waits, time.Since(began).Seconds()*1e3)
+				switch {
+				case errors.Is(err, tiercache.ErrOverloaded):
+					own.refused++
+				case err != nil:
+					own.failed++
+				}
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			sum.absent += own.absent
+			sum.rows += own.rows
+			sum.refused += own.refused
+			sum.failed += own.failed
+			sum.waits = append(sum.waits, own.waits...)
+		})
+	}
+	done.Wait()
+	return sum, errors.Join(wrong, context.Cause(ctx))
+}
