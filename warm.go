@@ -340,7 +340,10 @@ func (w *warming[K, V]) pause(ctx context.Context) error {
 		begun = time.Now()
 		w.tell(false)
 	}
-	return ctx.Err()
+	if ctx.Err() != nil {
+		return contextError(ctx) // with its cause: Close
+	}
+	return nil
 }
 
 // mustPause reports whether somebody else is to go first. The source's breaker is not looked at: one that is open stays so until a load asks.
