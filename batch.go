@@ -37,6 +37,10 @@ func (c *Cache[K, V]) rebuildSome(ctx context.Context, wants []want[K, V], held 
 	var without, leased []part[K, V]
 	for _, w := range wants {
 		p := part[K, V]{want: w, alone: alone{mark: c.local.Mark(w.key), why: w.why}}
+		if a, ok := c.keptMeanwhile(w.key, w.id, w.why); ok {
+			p.call.Finish(a, nil)
+			continue
+		}
 		if !c.leasable(w.key, w.id, w.why) {
 			without = append(without, p)
 			continue

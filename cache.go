@@ -192,9 +192,7 @@ func (c *Cache[K, V]) taken(key K, id string, found *layers.Reading[V], mark lay
 	if found.Keep && c.o.MemoryTTL > 0 {
 		c.keep(key, found.Entry, mark, cause{})
 	}
-	if !found.Absent {
-		c.absence.rows.Add(id)
-	}
+	c.absence.read(id, found.Absent)
 	a.Entry, a.tier, a.stale = found.Entry, Shared, !found.Fresh(now)
 	if !a.stale && !a.Absent {
 		c.count.sharedHits.add()
@@ -226,6 +224,9 @@ func (c *Cache[K, V]) revalidate(ctx context.Context, key K, id string, a *answe
 // heard since it began (R2, R4, R11).
 func (c *Cache[K, V]) rebuild(ctx context.Context, key K, id string, why cause) (answer[V], error) {
 	mark := c.local.Mark(key)
+	if a, ok := c.keptMeanwhile(key, id, why); ok {
+		return a, nil
+	}
 	if !c.leasable(key, id, why) {
 		if why.ahead && c.shared != nil {
 			return answer[V]{}, errShared
@@ -324,8 +325,8 @@ func (c *Cache[K, V]) load(ctx context.Context, key K, id string, why cause) (la
 	return layers.Entry[V]{Value: value, Born: time.Now(), Cost: took}, nil
 }
 
-// fill is step 8. Redis stores the entry only if lease and grant still stand; memory keeps only what Redis stored, for as long as Redis
-// said, and only if the mark stands (a delete between the two is heard as an event). What Redis refused is answered to those who wait
+// fill is step 8. Redis stores the entry only if lease and grant still stand; memory keeps only what Redis stored, or left to it (absence),
+// for as long as Redis said, and only if the mark stands (a delete between the two is heard as an event). What Redis refused is answered to those who wait
 // and kept nowhere: an invalidation came in between (R1, R6, R7).
 func (c *Cache[K, V]) fill(ctx context.Context, claim *claim[K, V], entry layers.Entry[V]) answer[V] {
 	if fill, ok := c.encoded(ctx, claim, entry); ok {
@@ -345,7 +346,10 @@ func (c *Cache[K, V]) filled(claim *claim[K, V], entry *layers.Entry[V], fill la
 		return
 	}
 	switch filled.Result {
-	case layers.Stored, layers.StoredEarlier:
+	case layers.Stored, layers.StoredEarlier, layers.Withheld:
+		if filled.Result == layers.Withheld {
+			c.count.firstMisses.Add(1)
+		}
 		entry.Born = filled.Born
 		alive(entry, layers.Lives{Soft: fill.Soft, Hard: fill.Hard})
 		entry.Cap(filled.Hard)

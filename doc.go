@@ -16,11 +16,13 @@
 //	    of it on), while Redis is reachable and the process that loads lives and renews its lease; one more load within LeaseTime after it died. Without Redis: once a process, never more at once than the gate.
 //	    Limits: a guard evicted by Redis, a holder paused past its lease, and a load that began in a delete window and outlived it each
 //	    let one more load begin. For about six seconds after a Redis master came back (longer after repeated outages) keys that memory
-//	    does not have and whose turn to be read there has not come are loaded once a process.
+//	    does not have and whose turn to be read there has not come are loaded once a process. A key without a row is loaded once by each
+//	    process at most before Redis is told, and once more then (Options.AbsentMisses; processes that ask at once share one load).
 //	    TestOneLoadPerKeyInTheFleet, TestWaitersAreWokenByTheEvent, TestDeadHolderIsReplacedWithinTheLease,
 //	    TestRenewedLeaseOutlivesLongLoads, TestStampedeLoadsOnce, TestLoadsWithoutRedisAreOncePerProcessAndGated,
 //	    TestKilledProcessIsReplacedWithinTheLease, TestLeaseThatAHungRedisGrantsLateIsGivenBack, TestFleetKeepsItsPromises,
-//	    TestOneProcessRebuildsAHotKeyAhead
+//	    TestOneProcessRebuildsAHotKeyAhead, TestAbsentKeyThatManyProcessesAreAskedForIsToldToRedis,
+//	    TestProcessesThatWaitForAnAbsentKeyShareOneLoad, TestLateRebuildFindsWhatMemoryKeptMeanwhile
 //	P2  After Invalidate, Update or Set returned nil, nothing loaded before is stored in Redis, nor answered to a Get that begins
 //	    afterwards: in this process at once, in another once the event arrived there.
 //	    Limits: with the bus silent, until MemoryTTL, longer only for answers marked stale while Redis or the source fails. A Get that
@@ -45,9 +47,10 @@
 //	    on memory put before it is asked again from Redis.
 //	    TestMissedEventIsNoticed, TestLostConnectionIsDeafUntilTheSubscriptionStandsAgain, TestSkippedNumberIsNoticed,
 //	    TestMissedEventIsNoticedOnAFullRedis
-//	P6  Not found is a result: kept for AbsentTTL, removed by Set, Announce and Invalidate. The filter's "absent" is never kept.
+//	P6  Not found is a result: kept for AbsentTTL, in Redis from a process's second miss of the key on (Options.AbsentMisses), removed by Set,
+//	    Announce and Invalidate. The filter's "absent" is never kept.
 //	    Limit: a row that is inserted without Announce, Update or Invalidate is not found until AbsentTTL, or, with a filter, its next build.
-//	    TestNotFoundIsAResult, TestInsertAfterNotFoundIsSeen, TestFilterAnswerIsNotKept, TestAnnouncedRowIsFoundEverywhere,
+//	    TestNotFoundIsAResult, TestSecondMissIsToldToRedis, TestInsertAfterNotFoundIsSeen, TestFilterAnswerIsNotKept, TestAnnouncedRowIsFoundEverywhere,
 //	    TestFleetNeverCallsAnInsertedRowAbsent
 //	P7  Redis down, hung, read-only, full or flushed: Get goes on answering from memory, stale, or by loads behind the gate; a Redis error
 //	    is never returned from Get. Invalidations are queued (10,000 keys, then all), the caller is told by ErrPending, and a queued key is
@@ -70,7 +73,7 @@
 //	    TestUnreadableEntryIsRepairedOnce, TestUnreadableEntryThatComesBackDoesNotHoldUpTheLoad, FuzzParseEnvelope
 //	P11 Everything is bounded: bytes, goroutines, queues, waiters; nothing in Redis is without expiry. Close is idempotent and leaves no
 //	    goroutine behind but loaders that ignore their context, which its error counts; calls after it return ErrClosed.
-//	    TestMemoryAndQueuesAreBounded, TestNothingInRedisIsWithoutExpiry, TestCloseWithRedis, TestCloseUnderTraffic,
+//	    TestMemoryAndQueuesAreBounded, TestNothingInRedisIsWithoutExpiry, TestKeysThatAreAskedForOnceAddNoKeyToRedis, TestCloseWithRedis, TestCloseUnderTraffic,
 //	    TestEveryCallAfterCloseIsErrClosed
 //	P12 A key or value from outside does no harm: keys are escaped, those over 200 bytes are hashed and compared in full, over 8 KiB refused;
 //	    encoded values are limited to 1 MiB; keys do not appear in error texts, hooks or logs.

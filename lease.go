@@ -225,6 +225,7 @@ func (c *Cache[K, V]) encoded(ctx context.Context, claim *claim[K, V], e layers.
 		c.keep(claim.key, e, claim.mark, claim.why)
 		return layers.Fill{}, false
 	}
+	fill.FirstMiss = e.Absent && c.absence.firstMiss(claim.id) && !claim.why.refresh
 	claim.held = false
 	return fill, true
 }

@@ -43,6 +43,7 @@ type Options[K comparable, V any] struct {
 	TTLFor       func(K, V) time.Duration // life by value; 0: TTL; never longer than TTL; negative: answer it, do not store it
 	MemoryTTL    time.Duration            // 1 min with Shared, TTL without; negative: nothing is kept in memory (an error without Shared)
 	AbsentTTL    time.Duration            // 1 min; "not found" is kept for; negative: never
+	AbsentMisses int                      // 2: Redis is told "not found" when this process finds a key absent a second time, or if another waits; until then memory keeps it. 1: at once. See docs/adr/0018
 	MaxStale     time.Duration            // 10 min, at most the entry's own TTL; answered so long beyond TTL while it is rebuilt or the source fails; negative: never. Not for absent entries
 	StaleWait    time.Duration            // 0: answer stale at once; > 0: wait so long for the rebuild first
 	Jitter       float64                  // the fraction of each life taken off at random, [0,1); 0: 0.10, of lives below 2 min 0.20; negative: none, and no cold spread (see the package comment)
@@ -68,6 +69,7 @@ const (
 	defaultTTL          = 10 * time.Minute
 	defaultMemoryTTL    = time.Minute
 	defaultAbsentTTL    = time.Minute
+	defaultAbsentMisses = 2 // keys that are made up are not asked for twice
 	defaultMaxStale     = 10 * time.Minute
 	defaultRefreshAhead = 0.8
 	defaultFilterAudit  = 0.001 // a row that the filter lacks is found, on average, at the thousandth request for it
@@ -131,6 +133,12 @@ func (o Options[K, V]) withDefaults() (Options[K, V], error) {
 		if *d.value == 0 {
 			*d.value = d.zero
 		}
+	}
+	switch {
+	case o.AbsentMisses < 0 || o.AbsentMisses > defaultAbsentMisses:
+		wrong("AbsentMisses is %d, it must be 1 or 2", o.AbsentMisses)
+	case o.AbsentMisses == 0:
+		o.AbsentMisses = defaultAbsentMisses
 	}
 	if o.LeaseTime >= 0 && o.LeaseTime < minLeaseTime {
 		wrong("LeaseTime is %v, at least %v is needed: it is renewed three times in its length", o.LeaseTime, minLeaseTime)
@@ -202,8 +210,8 @@ func New[K comparable, V any](o Options[K, V]) (*Cache[K, V], error) {
 	o, err := o.withDefaults()
 	gate, gateErr := rebuild.NewGate(o.Gate)
 	breaker, breakerErr := rebuild.NewBreaker(o.Breaker, countsAsFailure, o.Hooks.sourceBreaker())
-	rows, rowsErr := bloom.NewSeen(bloom.SeenOptions{})
-	c := &Cache[K, V]{o: o, keys: keys, gate: gate, breaker: breaker, absence: absence{rows: rows}}
+	absence, absenceErr := o.absence()
+	c := &Cache[K, V]{o: o, keys: keys, gate: gate, breaker: breaker, absence: absence}
 	var filterErr error
 	if o.Filter.Form == bloom.InRedis {
 		_, filterErr = bloom.NewSegmented(o.Filter)
@@ -212,7 +220,7 @@ func New[K comparable, V any](o Options[K, V]) (*Cache[K, V], error) {
 			c.filter.RelyOnFeed(o.FilterFeed)
 		}
 	}
-	if err := errors.Join(err, keyErr, gateErr, breakerErr, rowsErr, filterErr); err != nil {
+	if err := errors.Join(err, keyErr, gateErr, breakerErr, absenceErr, filterErr); err != nil {
 		return nil, fmt.Errorf("tiercache: options: %w", err)
 	}
 	if err := c.open(); err != nil {

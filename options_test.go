@@ -37,6 +37,8 @@ func TestEveryMistakeOfOptionsIsNamed(t *testing.T) {
 		{"MemoryBytes", func(o *opts) { o.MemoryBytes = -1 }, "MemoryBytes is negative"},
 		{"TTL", func(o *opts) { o.TTL = -1 }, "TTL is negative"},
 		{"MemoryTTL", func(o *opts) { o.MemoryTTL = -1 }, "MemoryTTL is negative"},
+		{"AbsentMisses", func(o *opts) { o.AbsentMisses = -1 }, "AbsentMisses is -1, it must be 1 or 2"},
+		{"AbsentMisses that nobody counts", func(o *opts) { o.AbsentMisses = 3 }, "AbsentMisses is 3"},
 		{"StaleWait", func(o *opts) { o.StaleWait = -1 }, "StaleWait is negative"},
 		{"DeleteWindow", func(o *opts) { o.DeleteWindow = -1 }, "DeleteWindow is negative"},
 		{"LoadTimeout", func(o *opts) { o.LoadTimeout = -1 }, "LoadTimeout is negative"},
@@ -77,7 +79,7 @@ func TestEveryMistakeOfOptionsIsNamed(t *testing.T) {
 func TestAllMistakesOfOptionsComeInOneError(t *testing.T) {
 	// New does not stop at the first mistake.
 	_, err := tiercache.New(tiercache.Options[float64, int]{
-		MemoryBytes: -1, TTL: -1, MemoryTTL: -1, StaleWait: -1, DeleteWindow: -1, LoadTimeout: -1, LeaseTime: time.Millisecond,
+		MemoryBytes: -1, TTL: -1, MemoryTTL: -1, AbsentMisses: -1, StaleWait: -1, DeleteWindow: -1, LoadTimeout: -1, LeaseTime: time.Millisecond,
 		Jitter: math.NaN(), RefreshAhead: 2,
 		Gate:    rebuild.GateOptions{Loads: -1, Waiting: -1, Wait: -1},
 		Breaker: rebuild.BreakerOptions{FailureRate: 2, MinLoads: -1, Window: -1, OpenFor: -1, MaxOpenFor: -1},
@@ -85,7 +87,7 @@ func TestAllMistakesOfOptionsComeInOneError(t *testing.T) {
 	})
 	require.Error(t, err)
 	for _, want := range []string{
-		"Name", "Load or LoadMany", "MemoryBytes", "TTL is negative", "MemoryTTL", "StaleWait", "DeleteWindow", "LoadTimeout", "LeaseTime",
+		"Name", "Load or LoadMany", "MemoryBytes", "TTL is negative", "MemoryTTL", "AbsentMisses", "StaleWait", "DeleteWindow", "LoadTimeout", "LeaseTime",
 		"Jitter", "RefreshAhead", "GateOptions.Loads", "GateOptions.Waiting", "GateOptions.Wait", "Capacity", "FalsePositiveRate", "float64",
 		"BreakerOptions.FailureRate", "BreakerOptions.MinLoads", "BreakerOptions.Window", "BreakerOptions.OpenFor", "BreakerOptions.MaxOpenFor",
 	} {

@@ -404,7 +404,7 @@ func TestNotFoundIsAResult(t *testing.T) {
 	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
 		s, name := newSource(nil), redistest.Name(t)
 		o := lasting(name, s)
-		o.AbsentTTL = 30 * time.Second
+		o.AbsentTTL, o.AbsentMisses = 30*time.Second, 1
 		p := openPeers(t, 2, client, o)
 		a, b := p[0], p[1]
 		for i, remove := range map[string]func(key string) error{
@@ -777,6 +777,7 @@ func TestGetManyAcrossProcesses(t *testing.T) {
 	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
 		s, name := newSource(nil), redistest.Name(t)
 		o := lasting(name, s)
+		o.AbsentMisses = 1
 		var calls atomic.Int64
 		o.LoadMany = func(ctx context.Context, keys []string) (map[string]string, error) {
 			calls.Add(1)

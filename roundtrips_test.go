@@ -10,6 +10,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
+	"github.com/tiercache/tiercache"
 	"github.com/tiercache/tiercache/bloom"
 	"github.com/tiercache/tiercache/internal/redistest"
 )
@@ -81,7 +82,10 @@ func TestRoundTrips(t *testing.T) {
 				sent{"mget": 1, "acquire": 1, "fill": 1},
 			},
 			{
-				"redis says not found", a, func(t *testing.T, key string) { requireAbsent(t, b, "no "+key) },
+				"redis says not found", a, func(t *testing.T, key string) {
+					_, err := b.Refresh(t.Context(), "no "+key)
+					require.ErrorIs(t, err, tiercache.ErrNotFound)
+				},
 				func(t *testing.T, key string) { requireAbsent(t, a, "no "+key) }, 1,
 				sent{"mget": 1},
 			},

@@ -29,6 +29,7 @@ type Stats struct {
 	StaleServed  uint64 // answers past their soft end
 	StaleErrors  uint64 // of these, because the rebuild failed
 	Shed         uint64 // rebuilds that the gate turned away
+	FirstMisses  uint64 // keys found absent of which Redis keeps nothing: see Options.AbsentMisses
 	AbsentShed   uint64 // loads among these, of keys that likely have no row, while such loads take more than their share of the gate
 	BackOffs     uint64 // rebuilds refused since the last loads of the key failed
 
@@ -84,7 +85,7 @@ type counters struct {
 
 	filterChecks, filterOpen, filterAudits, filterWrong                      atomic.Uint64
 	absentHits, filtered, invalidKeys, misses, coalesced                     atomic.Uint64
-	loads, loadedKeys, loadErrors, loadPanics, loadsRefused                  atomic.Uint64
+	loads, loadedKeys, loadErrors, loadPanics, loadsRefused, firstMisses     atomic.Uint64
 	timedKeys, loadTime                                                      atomic.Uint64 // for the burden; nanoseconds
 	staleServed, staleErrors, shed, backOffs                                 atomic.Uint64
 	refreshesAhead                                                           atomic.Uint64
@@ -121,7 +122,7 @@ func (c *Cache[K, V]) Stats() Stats {
 		Filtered: n.filtered.Load(), FilterAsked: n.filterChecks.Load(), FilterOpen: n.filterOpen.Load(),
 		FilterAudit: n.filterAudits.Load(), FilterWrong: n.filterWrong.Load(), InvalidKeys: n.invalidKeys.Load(), Misses: n.misses.Load(), Coalesced: n.coalesced.Load(),
 		Loads: n.loads.Load(), LoadedKeys: n.loadedKeys.Load(), LoadErrors: n.loadErrors.Load(), LoadPanics: n.loadPanics.Load(),
-		LoadsRefused: n.loadsRefused.Load(), StaleServed: n.staleServed.Load(), StaleErrors: n.staleErrors.Load(),
+		LoadsRefused: n.loadsRefused.Load(), FirstMisses: n.firstMisses.Load(), StaleServed: n.staleServed.Load(), StaleErrors: n.staleErrors.Load(),
 		Shed: n.shed.Load(), BackOffs: n.backOffs.Load(),
 		BreakerRefused: c.breaker.Refused(), SourceBreakerTrips: c.breaker.Trips(), SourceBreaker: c.breaker.State(),
 		SharedErrors: n.sharedErrors.Load(), EncodeErrors: n.encodeErrors.Load(), DecodeErrors: n.decodeErrors.Load(),

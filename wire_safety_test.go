@@ -308,7 +308,7 @@ func TestLivesInRedis(t *testing.T) {
 			const single, batch = 300, 700
 			s, name := newSource(nil), redistest.Name(t)
 			o := lasting(name, s)
-			o.TTL, o.AbsentTTL, o.MaxStale, o.Jitter = 10*time.Minute, 10*time.Minute, -1, 0.3
+			o.TTL, o.AbsentTTL, o.AbsentMisses, o.MaxStale, o.Jitter = 10*time.Minute, 10*time.Minute, 1, -1, 0.3
 			o.LoadMany = func(ctx context.Context, keys []string) (map[string]string, error) {
 				rows := map[string]string{}
 				for _, key := range keys {

@@ -12,6 +12,7 @@ import (
 // SeenOptions say how much a Seen remembers. Zero means the default; negative is an error.
 type SeenOptions struct {
 	Keys int           // of one generation, two of which are kept; 1,048,576
+	Bits int           // of memory for each key; 11: of keys that were not added about one in a hundred counts as remembered when it is full, with 20 one in two thousand, with 32 one in fifty thousand; at most 256
 	For  time.Duration // a key is forgotten after once to twice this long; 0: only when others take its place
 }
 
@@ -19,6 +20,7 @@ type SeenOptions struct {
 // those of the first generation. Chosen; not tuned.
 const (
 	defaultSeenKeys = 1 << 20
+	defaultSeenBits = 11
 	leastSeenKeys   = 1 << 12
 )
 
@@ -27,11 +29,12 @@ const (
 // remembered, and memory is bounded whatever comes. It is small while little is added: a generation has twice the keys of the one before,
 // up to SeenOptions.Keys.
 //
-// It says of about one key in a hundred that it was told of it though it was not, when full. Nobody outside can know of which: its hash has
-// a seed of its own. All methods may be called concurrently; none blocks but where generations change.
+// It says of some keys that it was told of them though it was not: see SeenOptions.Bits. Nobody outside can know of which: its hash has a seed
+// of its own. All methods may be called concurrently; none blocks but where generations change.
 type Seen struct {
 	seed maphash.Seed
-	most int
+	most int // keys of a generation
+	each int // keys of a block
 	life time.Duration
 
 	mu  sync.Mutex // held while generations change
@@ -50,8 +53,8 @@ type generation struct {
 }
 
 const (
-	blockWords   = 8
-	blockKeyBits = 24 // of 256, so 10.7 bits a key: about one wrong answer in a hundred when full
+	blockWords = 8
+	blockBits  = blockWords * 32
 )
 
 // salts choose a key's bit in each word of its block, as in the split-block filter of Apache Parquet's format.
@@ -63,6 +66,9 @@ func NewSeen(o SeenOptions) (*Seen, error) {
 	if o.Keys < 0 {
 		errs = append(errs, fmt.Errorf("bloom: SeenOptions.Keys is negative: %d", o.Keys))
 	}
+	if o.Bits < 0 || o.Bits > blockBits {
+		errs = append(errs, fmt.Errorf("bloom: SeenOptions.Bits is %d, it must be 1 to %d", o.Bits, blockBits))
+	}
 	if o.For < 0 {
 		errs = append(errs, fmt.Errorf("bloom: SeenOptions.For is negative: %v", o.For))
 	}
@@ -72,7 +78,10 @@ func NewSeen(o SeenOptions) (*Seen, error) {
 	if o.Keys == 0 {
 		o.Keys = defaultSeenKeys
 	}
-	return &Seen{seed: maphash.MakeSeed(), most: o.Keys, life: o.For}, nil
+	if o.Bits == 0 {
+		o.Bits = defaultSeenBits
+	}
+	return &Seen{seed: maphash.MakeSeed(), most: o.Keys, each: blockBits / o.Bits, life: o.For}, nil
 }
 
 // Add remembers key and reports whether it was remembered already.
@@ -135,13 +144,14 @@ func (r *Seen) turn() *generations {
 	if g != nil {
 		next.old = g.young
 	}
-	next.young = newGeneration(keys)
+	next.young = newGeneration(keys, r.each)
 	r.now.Store(next)
 	return next
 }
 
-func newGeneration(keys int) *generation {
-	return &generation{born: time.Now(), most: int64(keys), blocks: make([][blockWords]uint32, (keys+blockKeyBits-1)/blockKeyBits)}
+// newGeneration returns one for so many keys, so many in a block.
+func newGeneration(keys, each int) *generation {
+	return &generation{born: time.Now(), most: int64(keys), blocks: make([][blockWords]uint32, (keys+each-1)/each)}
 }
 
 func (g *generation) full() bool { return g.added.Load() >= g.most }

@@ -18,9 +18,10 @@ func newSeen(t *testing.T, o SeenOptions) *Seen {
 }
 
 func TestSeenNamesAllMistakes(t *testing.T) {
-	// Every negative option is named, in one error. Broken by: either check left out of NewSeen.
-	_, err := NewSeen(SeenOptions{Keys: -1, For: -2})
+	// Every option that is out of bounds is named, in one error. Broken by: any check left out of NewSeen.
+	_, err := NewSeen(SeenOptions{Keys: -1, Bits: -3, For: -2})
 	require.ErrorContains(t, err, "Keys is negative: -1")
+	require.ErrorContains(t, err, "Bits is -3, it must be 1 to 256")
 	require.ErrorContains(t, err, "For is negative: -2ns")
 }
 
@@ -49,29 +50,35 @@ func TestSeenForgetsAfterOnceToTwiceFor(t *testing.T) {
 
 func TestSeenIsBoundedByKeys(t *testing.T) {
 	// However many keys are added, the bits grow to those of Keys and no further, the last Keys are remembered, and of keys that were never
-	// added at most one in fifty is said to be.
+	// added no more are said to be than SeenOptions.Bits says.
 	//
-	// Broken by: "g.full() ||" left out of over; "min(2*keys, r.most)" made 2*keys; "blockKeyBits = 24" made 96; "next.old = g.young" left out.
+	// Broken by: "g.full() ||" left out of over; "min(2*keys, r.most)" made 2*keys; "blockBits / o.Bits" made blockBits / 3; "next.old = g.young" left out.
 	const most = 1 << 14
-	r := newSeen(t, SeenOptions{Keys: most})
-	for i := range 10 * most {
-		r.Add(strconv.Itoa(i))
-	}
-	g := r.now.Load()
-	require.EqualValues(t, most, g.young.most)
-	require.Len(t, g.young.blocks, most/blockKeyBits+1)
-	for i := 9*most + most/50; i < 10*most; i++ { // some count as known that are not, so a generation lasts a little longer than most keys
-		if !r.Has(strconv.Itoa(i)) {
-			t.Fatalf("key %d of %d is forgotten", i, 10*most)
+	for _, c := range []struct{ bits, blocks, wrong int }{
+		{0, most/23 + 1, most / 50}, // a hundredth in each generation
+		{20, most/12 + 1, most / 1000},
+		{32, most / 8, 3},
+	} {
+		r := newSeen(t, SeenOptions{Keys: most, Bits: c.bits})
+		for i := range 10 * most {
+			r.Add(strconv.Itoa(i))
 		}
-	}
-	wrong := 0
-	for i := range most {
-		if r.Has("never" + strconv.Itoa(i)) {
-			wrong++
+		g := r.now.Load()
+		require.EqualValues(t, most, g.young.most)
+		require.Len(t, g.young.blocks, c.blocks)
+		for i := 9*most + most/50; i < 10*most; i++ { // some count as known that are not, so a generation lasts a little longer than most keys
+			if !r.Has(strconv.Itoa(i)) {
+				t.Fatalf("key %d of %d is forgotten", i, 10*most)
+			}
 		}
+		wrong := 0
+		for i := range most {
+			if r.Has("never" + strconv.Itoa(i)) {
+				wrong++
+			}
+		}
+		require.LessOrEqual(t, wrong, c.wrong, "wrong answers of %d, with %d bits", most, c.bits)
 	}
-	require.Less(t, wrong, most/50, "wrong answers of %d", most)
 }
 
 func TestSeenIsSmallWhileLittleIsAdded(t *testing.T) {
@@ -84,9 +91,14 @@ func TestSeenIsSmallWhileLittleIsAdded(t *testing.T) {
 }
 
 func TestSeenUnderTraffic(t *testing.T) {
-	// What one goroutine added it finds again, while others add and generations turn. Run it under -race. Broken by: "atomic.OrUint32" made a
+	// What one goroutine added it finds again, while others add and a generation turns. Run it under -race. Broken by: "atomic.OrUint32" made a
 	// plain |=.
-	r := newSeen(t, SeenOptions{Keys: 1 << 16})
+	const most = 1 << 16
+	r := newSeen(t, SeenOptions{Keys: most})
+	for i := 0; r.now.Load() == nil || r.now.Load().young.most < most || r.now.Load().young.added.Load() < most*3/4; i++ {
+		r.Add("before " + strconv.Itoa(i))
+	}
+	// What follows turns once: nobody is held up for two generations.
 	var wg sync.WaitGroup
 	for g := range 4 {
 		wg.Go(func() {

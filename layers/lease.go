@@ -161,6 +161,7 @@ type Fill struct {
 	Cost         time.Duration // what the load took
 	Soft, Hard   time.Duration // lives from the storing on
 	Payload      []byte        // with the full key in front where the flag says so
+	FirstMiss    bool          // of "absent": store it only if somebody waits for it or something stands in its place; else Withheld
 }
 
 // FillResult is what became of a Fill.
@@ -178,6 +179,8 @@ const (
 	WindowOver
 	// Older means that a newer row version stands or was invalidated: answer the value, do not keep it.
 	Older
+	// Withheld means that it is a Fill.FirstMiss and Redis keeps nothing of it: memory may, for as long as Redis would have.
+	Withheld
 )
 
 // String returns the result's name.
@@ -193,6 +196,8 @@ func (r FillResult) String() string {
 		return "window over"
 	case Older:
 		return "older"
+	case Withheld:
+		return "withheld"
 	}
 	return fmt.Sprintf("result %d", uint8(r))
 }
@@ -200,8 +205,8 @@ func (r FillResult) String() string {
 // Filled is the answer to a Fill.
 type Filled struct {
 	Result FillResult
-	Born   time.Time // local moment of the storing, at the latest now; zero if Redis does not keep the value
-	Hard   time.Time // local deadline by which Redis has dropped the value; zero if it does not keep it
+	Born   time.Time // local moment of the storing, at the latest now; zero if the value is not to be kept
+	Hard   time.Time // local deadline by which Redis has, or would have, dropped the value; zero if it is not to be kept
 	Err    error     // it is unknown whether the value was stored: send the Fill once more
 }
 
@@ -221,6 +226,7 @@ func (s *Space) Fill(ctx context.Context, fills ...Fill) []Filled {
 		return &scriptCall{script: fillScript, keys: []string{key, guardKey(key)}, args: []any{
 			l.Generation, string(l.Token), head(f.Flags, f.Codec, f.Schema), tail(f.Version, f.Cost), millis(f.Soft), millis(f.Hard),
 			f.Payload, millis(s.o.Window), s.channel, s.r.bus.event(s, eventReady, l.ID), l.Stamp,
+			bit(f.FirstMiss),
 		}}
 	}, func(i int, a scriptReply, err error) {
 		if err != nil {
@@ -235,11 +241,8 @@ func (s *Space) Fill(ctx context.Context, fills ...Fill) []Filled {
 // take sets what the fill script answered.
 func (f *Filled) take(a scriptReply) {
 	switch a.code {
-	case 1, 2:
-		f.Result = Stored
-		if a.code == 2 {
-			f.Result = StoredEarlier
-		}
+	case 1, 2, 3:
+		f.Result = [...]FillResult{Stored, StoredEarlier, Withheld}[a.code-1]
 		f.Hard = a.local(a.number(2))
 		f.Born = a.local(min(a.number(3), a.now))
 	case 0:

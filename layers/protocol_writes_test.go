@@ -125,6 +125,56 @@ func writeScenarios() []scenario {
 			},
 		},
 		{
+			// Somebody else waits, or asked this process before: then it is not a key that is asked for once.
+			name: "a first miss leaves nothing, unless somebody waits or something stands",
+			run: func(w *world) {
+				misses := func(l Lease, want FillResult) Filled {
+					f, err := w.Encode(l, Entry[string]{Absent: true}, Lives{Soft: testSoft, Hard: testHard})
+					require.NoError(w.t, err)
+					f.FirstMiss = true
+					got := w.Fill(w.t.Context(), f)[0]
+					w.works(got.Err)
+					w.expiring()
+					w.want(got.Result == want, "fill of a first miss: got %v, want %v", got.Result, want)
+					return got
+				}
+				value, guard := w.keys()
+				l := w.granted(NewToken())
+				got := misses(l, Withheld)
+				w.want(near(time.Until(got.Hard), testHard) && !got.Born.IsZero(), "it ends in %v, want %v", time.Until(got.Hard), testHard)
+				w.want(!w.exists(value) && !w.exists(guard), "a first miss left something in Redis")
+				misses(l, Refused)
+
+				l = w.granted(NewToken())
+				w.want(w.acquire(NewToken()).Verdict == Held, "the lease is not held")
+				misses(l, Stored)
+				w.want(w.reads().Absent, "who waited finds nothing")
+
+				w.fills(w.set(NewToken()), "v", Stored)
+				w.pass(testSoft)
+				misses(w.granted(NewToken()), Stored)
+				w.want(w.reads().Absent, "a stale row was not replaced")
+				w.invalidates(Once, "")
+				w.rdb.Set(w.t.Context(), value, "unreadable", time.Hour)
+				got = misses(w.granted(NewToken()), Stored)
+				w.want(near(time.Until(got.Hard), testWindow), "stored in a window, it ends in %v, want %v", time.Until(got.Hard), testWindow)
+				w.invalidates(Once, "")
+				got = misses(w.granted(NewToken()), Withheld)
+				w.want(near(time.Until(got.Hard), testWindow), "withheld in a window, it ends in %v, want %v", time.Until(got.Hard), testWindow)
+				l = w.granted(NewToken())
+				w.pass(testWindow)
+				misses(l, WindowOver)
+				w.want(w.fill(w.granted(NewToken()), Entry[string]{Absent: true}).Result == Stored, "a second miss was not stored")
+			},
+			broken: []brokenLine{
+				{"fill", " and ARGV[12] == '1'", ""},
+				{"fill", " and not g.woken", ""},
+				{"fill", " and stored == ''", ""},
+				{"fill", "if code == 1 and ARGV[12]", "if ARGV[12]"},
+				{"fill", "then code = 3 end", "then end"},
+			},
+		},
+		{
 			name: "an announcement leaves a live value and a marker where there is none",
 			run: func(w *world) {
 				w.fills(w.granted(NewToken()), "v", Stored)

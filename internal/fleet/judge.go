@@ -382,6 +382,9 @@ func (j *judge) reason(a, b *Load) bool {
 			return true
 		}
 	}
+	if j.firstMiss(a) && j.untold(a, b) {
+		return true
+	}
 	for _, r := range j.History.Reads {
 		if r.Way != Refreshed || r.Key != a.Key || r.Begin.At > to {
 			continue
@@ -394,6 +397,38 @@ func (j *judge) reason(a, b *Load) bool {
 		}
 	}
 	return false
+}
+
+// firstMiss reports whether a process that found no row need not have told Redis: it has not found the key absent before.
+func (j *judge) firstMiss(a *Load) bool {
+	if !a.Row.Absent {
+		return false
+	}
+	for _, l := range j.History.Loads {
+		if l.Process == a.Process && l.Key == a.Key && l.Row.Absent && !l.Failed && l.End.Seq != 0 && l.End.before(a.Begin) {
+			return false
+		}
+	}
+	return true
+}
+
+// untold reports whether a first miss that only its process may know of leaves room for the load b: in another process that knows nothing of
+// the key either, or once memory has forgotten it.
+func (j *judge) untold(a, b *Load) bool {
+	if a.Process == b.Process {
+		life := j.Plan.MemoryTTL
+		if j.Plan.Jitter > 0 {
+			life -= life / 5
+		}
+		return b.Begin.At >= a.End.At+life-j.Plan.Tiny
+	}
+	var mine *Load
+	for _, l := range j.History.Loads {
+		if l.Process == b.Process && l.Key == b.Key && l.Begin.before(b.Begin) && (mine == nil || mine.Begin.before(l.Begin)) {
+			mine = l
+		}
+	}
+	return mine == nil || j.reason(mine, b)
 }
 
 // sliced reports whether Redis may take a write for pending that has ended: where two Updates of a key overlapped, neither may end the

@@ -175,8 +175,22 @@ func TestJudgeFindsWhatIsBrokenAndNothingElse(t *testing.T) {
 			r.load(2, 60, 70, 1)
 			r.load(2, 310, 320, 1)
 		}, ""},
-		"P1: loaded again within its window": {func(r *record) { r.wrote(Invalidated, 1, 3, 0); r.load(1, 60, 70, 0); r.load(2, 200, 220, 0) }, "P1"},
-		"loaded again while calls fail":      {func(r *record) { r.load(1, 10, 20, 0); r.load(2, 30, 40, 0); r.trouble(TroubleCalls, 2, 25, 35) }, ""},
+		"P1: loaded again within its window":        {func(r *record) { r.wrote(Invalidated, 1, 3, 0); r.load(1, 60, 70, 0); r.load(2, 200, 220, 0) }, "P1"},
+		"absent for the first time in each process": {func(r *record) { none(r, 1, 10); none(r, 2, 30) }, ""},
+		"P1: absent, and memory knows":              {func(r *record) { none(r, 1, 10); none(r, 1, 30) }, "P1"},
+		"absent, and memory has forgotten": {func(r *record) {
+			r.plan.MemoryTTL = 200 * time.Millisecond
+			none(r, 1, 10)
+			none(r, 1, 230)
+		}, ""},
+		"P1: absent, and another process's load does not make memory forget": {func(r *record) { none(r, 1, 10); none(r, 2, 30); none(r, 1, 50) }, "P1"},
+		"P1: absent for the second time, so Redis knows": {func(r *record) {
+			r.plan.MemoryTTL = 200 * time.Millisecond
+			none(r, 1, 10)
+			none(r, 1, 230)
+			none(r, 2, 250)
+		}, "P1"},
+		"loaded again while calls fail": {func(r *record) { r.load(1, 10, 20, 0); r.load(2, 30, 40, 0); r.trouble(TroubleCalls, 2, 25, 35) }, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRecord()
@@ -197,6 +211,9 @@ func TestJudgeFindsWhatIsBrokenAndNothingElse(t *testing.T) {
 		})
 	}
 }
+
+// none is a load of 10 ms that finds no row.
+func none(r *record, process int, from int64) { r.load(process, from, from+10, 0).Row.Absent = true }
 
 // lagging: version 1 is committed and invalidated; a load inside the window still reads version 0, and process 1 is answered with it at ms.
 func lagging(r *record, ms int64) {

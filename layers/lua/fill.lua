@@ -2,15 +2,17 @@
 --
 -- KEYS 1 value, 2 guard
 -- ARGV 1 generation of the grant, 2 token, 3 head (envelope bytes 0-7), 4 tail (row version, cost: bytes 40-51), 5 soft ms, 6 hard ms,
---      7 payload, 8 delete window ms, 9 channel, 10 ready event, 11 stamp of the grant
+--      7 payload, 8 delete window ms, 9 channel, 10 ready event, 11 stamp of the grant, 12 first miss (1 or 0): store it only if
+--      somebody waits for it or something stands in its place
 -- Returns {1, now, hard end, now}              stored
 --         {2, now, hard end, stored at}        stored by an earlier sending of this call
+--         {3, now, hard end, now}              a first miss, not stored; it would have lived so long
 --         {0, now}                             refused: the lease was revoked, lost or taken over
 --         {-1, now}                            not stored: the delete window it was granted in is over, or "absent" where an announcement stands
 --         {-3, now}                            not stored: the row is older than the stored one or than the oldest allowed
 --
 -- Atomic: an invalidation between the check of the lease and the store would be overtaken by an older value.
--- A repeat changes nothing: its own token is in the stored value.
+-- A repeat changes nothing: its own token is in the stored value. One of a first miss that was not stored is refused.
 
 local generation, token = tonumber(ARGV[1]), ARGV[2]
 local head, tail, window = ARGV[3], ARGV[4], tonumber(ARGV[8])
@@ -39,10 +41,12 @@ elseif has(flags, VERSIONED) then
   if e and e.generation >= generation and e.hard > now and has(e.flags, VERSIONED) and version < hex(stored, 41) then code = -3 end
 end
 
-local hard
+-- A key of which anything stands, even of another type or unreadable (then stored is not ''), is no longer one that Redis has no trace of.
+if code == 1 and ARGV[12] == '1' and not g.woken and stored == '' then code = 3 end
+
+local hard = now + tonumber(ARGV[6])
+if cut ~= 0 and cut < hard then hard = cut end
 if code == 1 then
-  hard = now + tonumber(ARGV[6])
-  if cut ~= 0 and cut < hard then hard = cut end
   local last = hard
   if marked then
     -- A value that ends before the announcement it covers leaves the announcement behind: after its hard end it is a marker.
@@ -57,5 +61,5 @@ if code == 1 then
 end
 saveGuard(KEYS[2], g, window)
 wake(g, ARGV[9], ARGV[10])
-if code == 1 then return { 1, now, hard, now } end
+if code > 0 then return { code, now, hard, now } end
 return { code, now }
