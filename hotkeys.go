@@ -24,11 +24,11 @@ type HotKey[K comparable] struct {
 }
 
 // HotKeys returns the n keys that are read most in this process, first the most, as of the last second; n of zero or less: all that are known,
-// some hundreds at most. Keys that memory answers well are known from some thousand reads a second on, the others from a few. It is empty
-// while nothing is read, and after Close. It asks nobody and may be called concurrently.
+// some hundreds at most. Keys that memory answers well are known from some fifty reads a second on, or a hundredth of all where these are many, the
+// others from a few. It is empty while nothing is read, and after Close. It asks nobody and may be called concurrently.
 //
-// A key is hot once 200 reads of it a second, or a hundredth of all (twenty at least), leave memory for Redis or the source, or memory answers
-// some thousand; until it was below half of that for 30 s. A hot key is pinned: no other key drives it out of memory, with at most 256 such
+// A key is hot once 200 reads of it a second, or a hundredth of all (twenty at least), leave memory for Redis or the source, or once memory
+// answers 200 of them, or a hundredth of all reads (fifty at least); until it was below half of that for 30 s. A hot key is pinned: no other key drives it out of memory, with at most 256 such
 // keys, a quarter of the memory and 16 MiB. It lives no longer for that: MemoryTTL, events and invalidations hold as ever. And from
 // RefreshAhead of its value's life on it is rebuilt by one process in the fleet, so that nobody meets it past its soft end. Without
 // memory (MemoryTTL negative) there is nothing to pin, and no value whose life is known.
@@ -41,10 +41,10 @@ func (c *Cache[K, V]) HotKeys(n int) []HotKey[K] {
 	return keys
 }
 
-// memoryHit counts a fresh value answered from memory. One in rebuild.AnsweredEvery of them, whichever key it is of, tells what memory answers
-// most; the others pay for a comparison.
+// memoryHit counts a fresh value answered from memory. Some of them, whichever key they are of, tell what memory answers most; the others pay for
+// a comparison.
 func (c *Cache[K, V]) memoryHit(key K) {
-	if c.count.memoryHits.add()%rebuild.AnsweredEvery == 0 {
+	if c.hot.Samples(c.count.memoryHits.add()) {
 		c.hot.Answered(c.keys.text(key), key)
 	}
 }

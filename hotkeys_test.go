@@ -133,6 +133,38 @@ func TestHotKeyStaysInMemoryThatIsFull(t *testing.T) {
 	})
 }
 
+// A key that memory answers from its first read on is hot within two seconds, at 200 reads a second of 400, which come in turn with those of 200
+// other keys: though no more of them leaves memory, it is pinned and will be rebuilt ahead. Broken by: memoryHit without Answered.
+func TestKeyThatMemoryAnswersFromTheStartIsHot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		keys := map[string]string{"hot": "v"}
+		for i := range 200 {
+			keys[fmt.Sprint(i)] = "v"
+		}
+		c := openAlone(t, newSource(keys), nil)
+		for key := range keys {
+			_, err := c.Get(t.Context(), key)
+			require.NoError(t, err)
+		}
+		<-time.After(10 * time.Second)
+		loads := c.Stats().Loads
+		for i := range 400 {
+			for _, key := range []string{"hot", fmt.Sprint(i % 200)} {
+				_, err := c.Get(t.Context(), key)
+				require.NoError(t, err)
+			}
+			<-time.After(5 * time.Millisecond)
+		}
+		require.Equal(t, loads, c.Stats().Loads, "memory answered all")
+		top := c.HotKeys(1)
+		require.NotEmpty(t, top)
+		require.Equal(t, "hot", top[0].Key)
+		require.True(t, top[0].Hot)
+		require.EqualValues(t, 1, c.Stats().HotKeys)
+		require.EqualValues(t, 1, c.Stats().HotPinned)
+	})
+}
+
 // One process of the fleet rebuilds a hot key ahead, the others are given what it stored before their own copy ends, and no reader waits for
 // Redis; what is loaded ahead while the key is invalidated is kept nowhere (P2). Broken by: judge without pastAhead (nobody rebuilds it), and
 // without naming what is replaced (each finds it again: nobody either); claim without its lease being revoked is TestStorm's.

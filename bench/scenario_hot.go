@@ -20,8 +20,7 @@ import (
 // MONITOR tells.
 //
 // What misleads: the policy of memory keeps a key that is read so often by itself, mostly. The pin is what makes it certain; the budget of reads
-// cannot tell the two apart, the time until it is pinned can. That depends on the rate, which is the machine's here: a key that memory answers from
-// the beginning is known from some 4,000 reads a second of an instance on.
+// cannot tell the two apart, the time until it is pinned can.
 
 const (
 	hotInstances = 4

@@ -13,9 +13,9 @@ import (
 const (
 	hotWindow = time.Second
 	hotRate   = 200.0            // reads a second that leave memory: a hundred such keys are a fifth of what one Redis can do
-	hotShare  = 0.01             // or so much of all reads that leave memory,
+	hotShare  = 0.01             // or so much of all reads that leave memory, or of all reads,
 	hotLeast  = 20.0             // but not fewer than so many a second: among few reads everything has a large share
-	hotProof  = 8                // samples behind a rate, at least: fewer are chance
+	hotProof  = 12               // samples behind a rate, at least: ADR 15 has what chance does with them
 	coolShare = 0.5              // a key is hot until it has been below this share of the rate that made it hot
 	coolAfter = 30 * time.Second // for so long
 	hotBeat   = 25 * time.Millisecond
@@ -23,18 +23,9 @@ const (
 	beatSees  = 80 // reads a second that beats are sure to tell from fewer, since they count no further
 	hotMost   = 256
 
-	leavingWidth  = 4096
-	leavingTop    = 512
-	answeredWidth = 1024
-	answeredTop   = 128
-
-	sampleBuffer = 64     // samples of one stripe that wait together
-	sampleQueue  = 16     // buffers that wait for the sketch; what comes beyond is dropped
-	samplesMost  = 20_000 // that the sketch takes in a window: 0.4 % of a core at 200 ns each
+	sampleBuffer = 64 // samples of one stripe that wait together
+	sampleQueue  = 16 // buffers that wait for the sketch; what comes beyond is dropped
 )
-
-// AnsweredEvery is how many of the reads that memory answers one call of Answered stands for.
-const AnsweredEvery = 1024
 
 // HotKey is a key that is read often.
 type HotKey[K any] struct {
@@ -42,6 +33,8 @@ type HotKey[K any] struct {
 	Key  K
 	Rate float64 // reads a second, of late, as far as the samples tell
 	Hot  bool    // it was often enough for HotOwner.Heat
+
+	need float64 // the rate that makes it hot
 }
 
 // HotOwner is what is done with hot keys. Its methods are called one at a time, on the goroutine of the HotKeys, never after Close has
@@ -58,17 +51,18 @@ type HotOwner[K any] interface {
 // HotKeys finds the keys that are read most, by samples, in a fixed space: two sketches with a list of the largest each, over windows of a
 // second, the older ones counting half as much with each.
 //
-// What decides is how often a key's reads leave memory (Seen), since these are what Redis and the source feel; of a key that memory
-// answers well, one read in AnsweredEvery is enough to see it if it is read some thousand times a second (Answered). A key is hot from 200
-// reads a second on, or from a hundredth of all reads that leave memory, and until it was below half of that for 30 s. At most 256 are: a
-// key that is read twice as often takes the place of the one read least.
+// Reads that leave memory (Seen) are what Redis and the source feel: all of them are samples, up to 20,000 a second. Of those that memory
+// answers (Samples, Answered) one in eight is, up to 2,000 a second. Beyond that only every second is sampled, and so on.
 //
-// Seen and Answered cost a few nanoseconds where nothing is sampled, else one short lock that a sixteenth of the callers share; they never
+// A key is hot from 200 reads a second on, or from a hundredth of all reads that leave memory, or of all reads, if it is at least 20 a
+// second and twelve samples tell; until it was below half of that for 30 s. At most 256 are: a key that is read twice as often takes the
+// place of the one read least.
+//
+// Seen and Samples cost a few nanoseconds where nothing is sampled, else one short lock that a sixteenth of the callers share; they never
 // wait for the sketch. While nothing is read and nothing is hot, no timer runs. All methods may be called concurrently.
 type HotKeys[K any] struct {
 	owner   HotOwner[K]
 	seed    maphash.Seed
-	every   atomic.Uint32 // one in 2^every of the reads that leave memory is sampled
 	stripes [16]hotStripe[K]
 	full    chan []hotSample[K]
 	spare   chan []hotSample[K]
@@ -82,8 +76,6 @@ type HotKeys[K any] struct {
 	mu       sync.Mutex // the rest
 	leaving  hotStream[K]
 	answered hotStream[K]
-	taken    int     // samples of leaving in this window
-	total    float64 // all reads a second that leave memory, of late
 	began    time.Time
 	hot      map[string]*hotState[K]
 	rates    []HotKey[K] // as of the last window, first the largest
@@ -102,12 +94,7 @@ type hotSample[K any] struct {
 	id       string
 	key      K
 	answered bool
-}
-
-// hotStream is one sketch and the keys that lead in it.
-type hotStream[K any] struct {
-	sketch *sketch
-	top    *topKeys[K]
+	mask     uint32 // of its stream, when it was taken
 }
 
 // hotState is what is known of a hot key.
@@ -126,10 +113,10 @@ func NewHotKeys[K any](owner HotOwner[K]) *HotKeys[K] {
 		full:  make(chan []hotSample[K], sampleQueue),
 		spare: make(chan []hotSample[K], sampleQueue),
 		wakes: make(chan struct{}, 1), done: make(chan struct{}),
-		leaving:  hotStream[K]{newSketch(leavingWidth, 1), newTopKeys[K](leavingTop)},
-		answered: hotStream[K]{newSketch(answeredWidth, 2), newTopKeys[K](answeredTop)},
-		hot:      make(map[string]*hotState[K]),
+		hot: make(map[string]*hotState[K]),
 	}
+	h.leaving.init(leavingMask, leavingMost, leavingWidth, leavingTop)
+	h.answered.init(answeredMask, answeredMost, answeredWidth, answeredTop)
 	h.asleep.Store(true)
 	h.ended.Go(h.run)
 	return h
@@ -143,21 +130,27 @@ func (h *HotKeys[K]) Close() {
 
 // Seen counts a read of key that memory could not answer.
 func (h *HotKeys[K]) Seen(id string, key K) {
-	r := rand.Uint64() //nolint:gosec // nothing secret depends on it
-	if every := h.every.Load(); every > 0 && r>>(64-every) != 0 {
-		return
+	r := rand.Uint64()                                      //nolint:gosec // nothing secret depends on it
+	if mask := h.leaving.mask.Load(); uint32(r)&mask == 0 { //nolint:gosec // the lower half is meant
+		h.sample(r, hotSample[K]{id: id, key: key, mask: mask})
 	}
-	h.sample(r, hotSample[K]{id: id, key: key})
 }
 
-// Answered counts AnsweredEvery reads of which one, picked without regard to its key, was of this one: memory answered it.
+// Samples reports whether Answered is to be told of the n-th read that memory answered. The caller counts; it may do so in several places,
+// each for itself. Which reads they are looks random: readers that go through their keys in turn would else be sampled at the same ones always.
+func (h *HotKeys[K]) Samples(n uint64) bool {
+	return uint32(mixed(n))&h.answered.mask.Load() == 0 //nolint:gosec // the lower half is meant
+}
+
+// Answered counts a read of key that memory answered, one of those that Samples picked.
 func (h *HotKeys[K]) Answered(id string, key K) {
-	h.sample(rand.Uint64(), hotSample[K]{id: id, key: key, answered: true}) //nolint:gosec // as above
+	s := hotSample[K]{id: id, key: key, answered: true, mask: h.answered.mask.Load()}
+	h.sample(rand.Uint64(), s) //nolint:gosec // as above
 }
 
-// sample puts a sample into a buffer, at random. A full one goes to the sketch, or is lost if that cannot follow.
+// sample puts a sample into a buffer, by the upper bits of a random number. A full one goes to the sketch, or is lost if that cannot follow.
 func (h *HotKeys[K]) sample(r uint64, s hotSample[K]) {
-	b := &h.stripes[r%uint64(len(h.stripes))]
+	b := &h.stripes[r>>32%uint64(len(h.stripes))]
 	b.mu.Lock()
 	if b.samples = append(b.samples, s); len(b.samples) >= sampleBuffer {
 		b.samples = h.pass(b.samples)
@@ -303,20 +296,14 @@ func (h *HotKeys[K]) collect() (found bool) {
 	return found
 }
 
-// feed takes samples into the sketches and gives their buffer back. When there are too many for one window, only half of the reads are
-// sampled from then on, and what was counted counts half.
+// feed takes samples into the sketches and gives their buffer back.
 func (h *HotKeys[K]) feed(samples []hotSample[K]) {
 	h.mu.Lock()
 	for i := range samples {
-		s := &samples[i]
-		if s.answered {
+		if s := &samples[i]; s.answered {
 			h.answered.add(h.seed, s)
-			continue
-		}
-		h.leaving.add(h.seed, s)
-		if h.taken++; h.taken >= samplesMost {
-			h.rescaleLocked(1)
-			h.taken /= 2
+		} else {
+			h.leaving.add(h.seed, s)
 		}
 	}
 	h.mu.Unlock()
@@ -325,22 +312,6 @@ func (h *HotKeys[K]) feed(samples []hotSample[K]) {
 	case h.spare <- samples[:0]:
 	default:
 	}
-}
-
-func (t *hotStream[K]) add(seed maphash.Seed, s *hotSample[K]) {
-	hash := maphash.String(seed, s.id)
-	t.top.offer(topKey[K]{hash: hash, count: t.sketch.add(hash), id: s.id, key: s.key})
-}
-
-func (t *hotStream[K]) shift(by int) {
-	t.sketch.shift(by)
-	t.top.shift(by)
-}
-
-// rescaleLocked has one in 2^by as many reads sampled; counts are of sampled reads.
-func (h *HotKeys[K]) rescaleLocked(by int) {
-	h.every.Store(uint32(int(h.every.Load()) + by)) //nolint:gosec // it is below 64, and never lowered below 0
-	h.leaving.shift(by)
 }
 
 // beat asks the owner about each hot key, without the lock: it may ask for Top.

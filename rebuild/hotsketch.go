@@ -63,21 +63,20 @@ func (s *sketch) add(hash uint64) (count uint32) {
 	return count
 }
 
-// shift divides every count by 2^by, or multiplies it where by is negative.
-func (s *sketch) shift(by int) {
+// halve divides every count by two.
+func (s *sketch) halve() {
 	for i := range s.rows {
 		for j := range s.rows[i] {
-			b := &s.rows[i][j]
-			b.count = shifted(b.count, by)
+			s.rows[i][j].count /= 2
 		}
 	}
 }
 
-func shifted(count uint32, by int) uint32 {
-	if by < 0 {
-		return uint32(min(uint64(count)<<-by, math.MaxUint32))
-	}
-	return count >> by
+// mixed is a hash of n: the finalizer of SplitMix64 (Steele et al., "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014).
+func mixed(n uint64) uint64 {
+	n = (n ^ n>>30) * 0xbf58476d1ce4e5b9
+	n = (n ^ n>>27) * 0x94d049bb133111eb
+	return n ^ n>>31
 }
 
 // topKeys are the keys with the largest counts among those offered: a heap whose first is the smallest, and where each key stands in it.
@@ -124,13 +123,13 @@ func (t *topKeys[K]) offer(k topKey[K]) {
 	t.down(at)
 }
 
-// shift is the sketch's, and forgets the keys of which nothing is left.
-func (t *topKeys[K]) shift(by int) {
+// halve is the sketch's, and forgets the keys of which nothing is left.
+func (t *topKeys[K]) halve() {
 	all := t.heap
 	t.heap = all[:0]
 	clear(t.place)
 	for _, k := range all {
-		if k.count = shifted(k.count, by); k.count > 0 {
+		if k.count /= 2; k.count > 0 {
 			t.place[k.hash] = len(t.heap)
 			t.heap = append(t.heap, k) // a heap's order outlives a division, but not the gaps
 		}

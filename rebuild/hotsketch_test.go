@@ -30,13 +30,6 @@ func (z *zipf) draw() int {
 	return min(r, len(z.sums)-1)
 }
 
-// mixed is a hash of small numbers.
-func mixed(n uint64) uint64 {
-	n = (n ^ n>>30) * 0xbf58476d1ce4e5b9
-	n = (n ^ n>>27) * 0x94d049bb133111eb
-	return n ^ n>>31
-}
-
 // Of many keys the sketch names the hundred most frequent, and how often they came, in a space that holds a fiftieth of them, at a strong and at
 // a mild skew. Broken by: any key taking the bucket that it meets (without the chance of decayed, 64 and 0 of the hundred are found).
 func TestSketchFindsTheMostFrequentKeys(t *testing.T) {
@@ -85,7 +78,9 @@ func TestTopKeysFade(t *testing.T) {
 		top.offer(topKey[int]{hash: mixed(uint64(key)), count: uint32(key), key: key})
 	}
 	top.offer(topKey[int]{hash: mixed(1000), count: 1000, key: 1000}) // takes the place of the smallest
-	top.shift(3)
+	for range 3 {
+		top.halve()
+	}
 	require.Len(t, top.heap, 93, "of 0..99 and 1000, those of eight and more")
 	require.Len(t, top.place, 93)
 	for hash, at := range top.place {

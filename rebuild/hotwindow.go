@@ -12,7 +12,8 @@ func (h *HotKeys[K]) closeWindow(now time.Time) int {
 	h.mu.Lock()
 	took := max(now.Sub(h.began), hotWindow/2).Seconds()
 	h.began = now
-	h.total = (h.total + float64(uint64(h.taken)<<h.every.Load())/took) / 2 //nolint:gosec // a count is not negative
+	h.leaving.sum(took)
+	h.answered.sum(took)
 	for _, k := range h.hot {
 		k.beaten, k.reads = (k.beaten+float64(k.reads)/took)/2, 0
 	}
@@ -20,12 +21,8 @@ func (h *HotKeys[K]) closeWindow(now time.Time) int {
 	cooled := h.coolLocked(h.rates, now)
 	heated, displaced := h.heatLocked(h.rates)
 	cooled = append(cooled, displaced...)
-	h.leaving.shift(1)
-	h.answered.shift(1)
-	for ; h.every.Load() > 0 && h.taken < samplesMost/8; h.taken *= 2 {
-		h.rescaleLocked(-1)
-	}
-	h.taken = 0
+	h.leaving.endWindow()
+	h.answered.endWindow()
 	h.beating = slices.Collect(maps.Values(h.hot))
 	h.mu.Unlock()
 	for _, k := range cooled {
@@ -58,13 +55,9 @@ func (h *HotKeys[K]) coolLocked(rates []HotKey[K], now time.Time) (cooled []HotK
 // heatLocked takes in the keys that are read often enough, first the most, while there is room. Then each of them displaces the one that is
 // read least, if that is read half as often at most.
 func (h *HotKeys[K]) heatLocked(rates []HotKey[K]) (heated, displaced []HotKey[K]) {
-	need := max(min(hotRate, max(h.total*hotShare, hotLeast)), h.leavingRate(hotProof))
 	least := len(rates) - 1
 	for i, k := range rates {
-		if k.Rate < need {
-			break
-		}
-		if k.Hot {
+		if k.Hot || k.Rate < k.need {
 			continue
 		}
 		if len(h.hot) >= hotMost {
@@ -78,35 +71,41 @@ func (h *HotKeys[K]) heatLocked(rates []HotKey[K]) (heated, displaced []HotKey[K
 			delete(h.hot, rates[least].ID)
 		}
 		k.Hot, rates[i].Hot = true, true
-		h.hot[k.ID] = &hotState[K]{HotKey: k, need: min(need*coolShare, beatSees)}
+		h.hot[k.ID] = &hotState[K]{HotKey: k, need: min(k.need*coolShare, beatSees)}
 		heated = append(heated, k)
 	}
 	return heated, displaced
 }
 
-// ratesLocked returns the keys that are known with their rates, first the largest. Counts that were halved with each window are twice the
-// moving mean of a window.
+// ratesLocked returns the keys that are known with their rates, first the largest. A key needs a share of what leaves memory, where that is enough
+// to know, else of all reads.
 func (h *HotKeys[K]) ratesLocked() []HotKey[K] {
 	at := make(map[string]int, len(h.leaving.top.heap)+len(h.hot))
 	var all []HotKey[K]
+	proven := h.leaving.rate(hotProof)
+	need := max(enough(h.leaving.total+h.answered.total), proven)
 	note := func(id string, key K, rate float64) *HotKey[K] {
 		i, known := at[id]
 		if !known {
 			i = len(all)
-			at[id], all = i, append(all, HotKey[K]{ID: id, Key: key})
+			at[id], all = i, append(all, HotKey[K]{ID: id, Key: key, need: need})
 		}
 		all[i].Rate += rate
 		return &all[i]
 	}
+	least := max(enough(h.leaving.total), proven)
 	for i := range h.leaving.top.heap {
 		k := &h.leaving.top.heap[i]
-		note(k.id, k.key, h.leavingRate(k.count))
+		rate := h.leaving.rate(k.count)
+		if known := note(k.id, k.key, rate); rate >= least {
+			known.need = least
+		}
 	}
 	answered := make(map[string]float64, len(h.answered.top.heap))
 	for i := range h.answered.top.heap {
 		k := &h.answered.top.heap[i]
 		if k.count >= hotProof {
-			answered[k.id] = float64(k.count) * AnsweredEvery / 2 / hotWindow.Seconds()
+			answered[k.id] = h.answered.rate(k.count)
 			note(k.id, k.key, answered[k.id])
 		}
 	}
@@ -117,7 +116,5 @@ func (h *HotKeys[K]) ratesLocked() []HotKey[K] {
 	return all
 }
 
-// leavingRate is what a count of leaving means in reads a second.
-func (h *HotKeys[K]) leavingRate(count uint32) float64 {
-	return float64(uint64(count)<<h.every.Load()) / 2 / hotWindow.Seconds()
-}
+// enough is how many reads a second make a key hot where there are so many of all keys.
+func enough(total float64) float64 { return min(hotRate, max(total*hotShare, hotLeast)) }
