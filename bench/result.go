@@ -71,7 +71,7 @@ func valueRow(what string, v float64, unit string, b budget, detail string) Row 
 
 // Report is one run.
 type Report struct {
-	Schema      int               `json:"schema,omitempty"` // reportSchema; 0: of before series
+	Schema      int               `json:"schema,omitempty"` // reportSchema; 0: of before series; 1: of before their kinds
 	Began       time.Time         `json:"began"`
 	Took        time.Duration     `json:"took_ns"`
 	Quick       bool              `json:"quick"`
@@ -83,7 +83,7 @@ type Report struct {
 }
 
 // reportSchema grows when a reader of the JSON would misread a new file.
-const reportSchema = 1
+const reportSchema = 2
 
 // missed counts the budgets that were met and missed.
 func (r *Report) missed() (met, missed int) {

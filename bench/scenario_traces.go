@@ -40,6 +40,7 @@ func keptOnTraces(ctx context.Context, e *env) ([]Row, error) {
 	}
 	var rows, curves []Row
 	sums := map[string]float64{} // of the traces' means
+	var against tracePoints
 	for _, t := range traces {
 		points, err := playAll(ctx, t)
 		if err != nil {
@@ -56,8 +57,12 @@ func keptOnTraces(ctx context.Context, e *env) ([]Row, error) {
 			sums[name] += mean / float64(len(traces))
 		}
 		rows = append(rows, pointsRow(t.name, means, atLeast(-5)))
+		e.plot(traceCurves(t.name, points)...)
+		against.add(t.name, means)
 		e.say("  %s: %s\n", t.name, rows[len(rows)-1].Detail)
 	}
+	against.add("mean", sums)
+	e.plot(against.series()...)
 	rows = append(rows, pointsRow("mean", sums, atLeast(-1)),
 		valueRow(fmt.Sprintf("mean: %d goroutines against one", traceWorkers), sums[parallelName("tiercache")]-sums["tiercache"], "points", atLeast(-1),
 			fmt.Sprintf("otter: %+.1f", sums[parallelName("otter")]-sums["otter"])))

@@ -68,6 +68,8 @@ func TestTracesAreRead(t *testing.T) {
 }
 
 // The optimum is that of a look at all orders of eviction: on these requests two entries give three hits, and no policy more.
+//
+// Broken by: evicting the key whose next request is nearest.
 func TestOptimumKnowsTheFuture(t *testing.T) {
 	require.InDelta(t, 100*3.0/8, optimum([]int64{1, 2, 3, 1, 2, 4, 1, 5}, 2), 1e-9)
 	require.InDelta(t, 100*4.0/8, optimum([]int64{1, 2, 1, 1, 2, 3, 3, 4}, 2), 1e-9)
@@ -101,7 +103,10 @@ func TestKeepersKeepWhatFits(t *testing.T) {
 	}
 }
 
-// Without a folder the scenario runs on made traces, says so, and its curves are in the JSON only.
+// Without a folder the scenario runs on made traces, says so, and its points are in the JSON and in pictures, one for each trace and one of all
+// against otter, but in no table.
+//
+// Broken by: a table that lists curves; subjects that are left out of the pictures; the mean that is left out of them.
 func TestTracesWithoutAFolder(t *testing.T) {
 	var log bytes.Buffer
 	r, err := Run(t.Context(), Options{Quick: true, Scenarios: []string{"traces"}, Log: &log})
@@ -116,4 +121,12 @@ func TestTracesWithoutAFolder(t *testing.T) {
 	}
 	require.Equal(t, 4*len(traceShares)*7, curves)
 	require.Contains(t, r.markdown("pictures"), "| mean: points against otter |")
+	pictures := r.figures("traces")
+	require.Len(t, pictures, 4+1)
+	for _, f := range pictures[:4] {
+		require.NoError(t, f.check())
+		require.Len(t, f.curves, 5, f.what)
+	}
+	require.Equal(t, []string{"made: zipf", "made: loop", "made: zipf with scans", "made: shift", "mean"}, pictures[4].curves[1].Names)
+	require.NoError(t, pictures[4].check())
 }
