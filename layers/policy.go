@@ -11,6 +11,7 @@ const (
 	windowShareMin = 1
 	windowShareMax = 80
 	ghostMin       = 64 // a ghost list is never made for fewer keys
+	lookMost       = 8  // of main's cells for one that was not read
 )
 
 // The bounds of the region of absent entries: shares in percent of the bytes. Chosen; not tuned.
@@ -25,7 +26,8 @@ const (
 // A new cell enters the window, a FIFO. When it reaches the window's end it goes on to the main region if it was read more often than
 // the main region's next victim, or twice; else it is evicted. The main region is a CLOCK: its oldest cell is evicted, unless it was
 // read, which costs it one read and makes it the newest. Two ghost lists remember hashes of what was evicted from each region: a key that
-// comes back soon says which region is too small, and the border moves.
+// comes back soon says which region is too small, and the border moves. It enters main at once if that has something to give for it: a cell
+// among its oldest that was not read.
 //
 // Absent entries stand aside, in a CLOCK of their own, so that a flood of keys without rows cannot drive values out: they have what values
 // leave free, up to a tenth of the bytes and asideMostKeys, and give it back, oldest first, when values come for it. A hundredth is theirs even
@@ -66,10 +68,10 @@ func (p *evictPolicy) add(c *cellHead, victims []*cellHead) []*cellHead {
 	case region == stateAside:
 	case p.windowGhosts.take(c.tail().hash):
 		p.moveBorder(int64(c.bytes), p.windowGhosts.n, p.mainGhosts.n)
-		region = stateMain
+		region = p.returnsLocked(c)
 	case p.mainGhosts.take(c.tail().hash):
 		p.moveBorder(-int64(c.bytes), p.mainGhosts.n, p.windowGhosts.n)
-		region = stateMain
+		region = p.returnsLocked(c)
 	}
 	p.linkLocked(c, region)
 	return p.balanceLocked(victims)
@@ -104,6 +106,34 @@ func (p *evictPolicy) homeLocked(c *cellHead) uint32 {
 		return stateAside
 	}
 	return stateWindow
+}
+
+// returnsLocked is the region in which a cell begins whose key was evicted lately.
+//
+// Were it main in any case, one key would bring all of main to fall where requests go round a loop longer than the memory:
+//  1. a late goroutine asks for a key that the window dropped meanwhile; it enters main
+//  2. main's cells were all read: each pays a read, time and again, until one has none left and goes. All are at their last read now
+//  3. the one that went is asked for next in the loop; it comes back, and its successor goes, which is asked for next
+//
+// Hence a look at a few cells: where all were read, the key has to wait in the window.
+func (p *evictPolicy) returnsLocked(c *cellHead) uint32 {
+	if p.used+int64(c.bytes) > p.max && !p.coldInMainLocked() {
+		return stateWindow
+	}
+	return stateMain
+}
+
+// coldInMainLocked reports whether main has a cell to give among its oldest, and makes it the oldest: one that was not read. Those that it passes
+// pay a read.
+func (p *evictPolicy) coldInMainLocked() bool {
+	for range lookMost {
+		v := p.main.oldest
+		if v == nil || v.uses() == 0 {
+			return true
+		}
+		p.rotateLocked(v)
+	}
+	return false
 }
 
 // remove forgets a cell that was killed. It may be gone already.

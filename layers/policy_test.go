@@ -99,6 +99,32 @@ func TestPolicyBeatsLRU(t *testing.T) {
 	}
 }
 
+// Property: a loop longer than the memory, asked for by several goroutines of which some are late with a few keys, is answered as one in order is:
+// with the keys that stand in main. One late key must not bring main's cells to fall one after the other, each just before it is asked for.
+// Broken by: `!p.coldInMainLocked()` in returnsLocked (every ghost enters main).
+func TestALoopAskedForOutOfOrderKeepsMain(t *testing.T) {
+	const keys, entries, run, passes = 1011, 200, 16, 200
+	r := rand.New(rand.NewSource(1))
+	s := newPolicySim(entries)
+	n, hits := 0, 0
+	ask := func(i int) {
+		n++
+		if s.get(i % keys) {
+			hits++
+		}
+	}
+	for i := range keys * passes {
+		ask(i)
+		if i > 10*keys && i%1500 == 0 { // a goroutine goes on that took its run long ago
+			late := run + r.Intn(10*keys)
+			for k := range run {
+				ask(i - late + k)
+			}
+		}
+	}
+	require.Greater(t, 100*float64(hits)/float64(n), 16.0, "percent answered; main has room for 17.8")
+}
+
 // Property: keys that are read survive a scan of ten times as many keys as the memory holds, although they came when it was full.
 func TestHotKeysSurviveAScan(t *testing.T) {
 	s := newPolicySim(1000)
