@@ -1,7 +1,6 @@
 package tiercache
 
 import (
-	"slices"
 	"time"
 
 	"github.com/tiercache/tiercache/bloom"
@@ -73,29 +72,6 @@ func (c *Cache[K, V]) keptMeanwhile(key K, id string, why cause) (a answer[V], o
 // suspect reports whether a key is likely absent, at a time when that matters.
 func (c *Cache[K, V]) suspect(id string, why cause) bool {
 	return why.class == rebuild.Foreground && !why.marked && c.gate.Flooded() && !c.absence.rows.Has(id)
-}
-
-// classOf is the class in which a key is loaded.
-func (c *Cache[K, V]) classOf(id string, why cause) rebuild.Class {
-	if c.suspect(id, why) {
-		return rebuild.Suspect
-	}
-	return why.class
-}
-
-// byClass splits the keys of one load call: those that are suspect are loaded by a call of their own, after the others, which then do not
-// wait for them.
-func (c *Cache[K, V]) byClass(parts []part[K, V]) [][]part[K, V] {
-	var others, suspects []part[K, V]
-	for _, p := range parts {
-		if c.suspect(p.id, p.why) {
-			p.why.class = rebuild.Suspect
-			suspects = append(suspects, p)
-			continue
-		}
-		others = append(others, p)
-	}
-	return slices.DeleteFunc([][]part[K, V]{others, suspects}, func(some []part[K, V]) bool { return len(some) == 0 })
 }
 
 // backMany tells the gate of a load call that came back, and notes the rows that it found.

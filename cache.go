@@ -116,6 +116,7 @@ type cause struct {
 	marked  bool          // Redis holds the marker of an announced row: do not ask the filter, do not store "absent"
 	ahead   bool          // of a hot key whose value is still fresh
 	refresh bool          // asked for by Refresh
+	covered bool          // Redis has a copy past its soft end
 	class   rebuild.Class // of the load at the gate
 	begun   time.Time     // when Refresh began; zero for others
 }
@@ -308,7 +309,7 @@ type alone struct {
 // load is steps 6 and 7: one call of the loader behind gate and breaker, under LoadTimeout, a panic or runtime.Goexit turned into an error. "Not
 // found" is a result.
 func (c *Cache[K, V]) load(ctx context.Context, key K, id string, why cause) (layers.Entry[V], error) {
-	class := c.classOf(id, why)
+	class := c.classOf(key, id, why)
 	value, took, err := rebuild.RunAs(ctx, c.loads, class, func(ctx context.Context) (V, error) { return c.loadOne(ctx, key, class) })
 	c.loaded(id, took, err)
 	err = gaveWay(class, err)

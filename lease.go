@@ -97,6 +97,7 @@ func (l *claim[K, V]) judge(got layers.Acquired) (rebuild.Answer, bool) {
 	}
 	if value.Kind == layers.Value && !value.Absent && !value.Expired(time.Now()) && !l.why.refresh && !l.why.ahead {
 		l.c.absence.rows.Add(l.id)
+		l.why.covered = true
 		l.stale, l.hasStale = answer[V]{Entry: value.Entry, tier: Shared, stale: true}, true
 	}
 	switch got.Verdict {

@@ -42,27 +42,41 @@ const (
 	fleetSize = 4 // processes, here as many instances with a client each
 )
 
-// rivals are ours with a gate of so many loads a process, and what people write by hand: cache-aside as the textbook has it, and the
-// same behind singleflight.
+// rivals are ours without memory and with a gate of so many loads a process, and what people write by hand: cache-aside as the textbook
+// has it, and the same behind singleflight.
 func rivals(gate int) []rival {
 	return []rival{
-		{"tiercache", fmt.Sprintf("memory off, gate of %d loads a process, all else as it comes", gate), func(ctx context.Context, addr, name string, load loadFunc) (*opened, error) {
-			return openOurs(ctx, addr, name, gate, load)
-		}},
+		ours(gate, 0),
 		{"cache-aside", "GET, load, SET; the caller's context throughout", openAside},
 		{"singleflight", "cache-aside in a singleflight group a process; a flight has its first caller's values and 3 s of its own", openFlights},
 	}
 }
 
-func openOurs(ctx context.Context, addr, name string, gate int, load loadFunc) (*opened, error) {
+// ours is tiercache with a gate of so many loads a process, whose memory has room for so many rows; zero: it is off.
+func ours(gate, memory int) rival {
+	name, setup := "tiercache", fmt.Sprintf("memory for %d rows a process", memory)
+	if memory == 0 {
+		name, setup = "tiercache without memory", "memory off"
+	}
+	setup += fmt.Sprintf(", gate of %d loads a process, all else as it comes", gate)
+	return rival{name, setup, func(ctx context.Context, addr, name string, load loadFunc) (*opened, error) {
+		return openOurs(ctx, addr, name, gate, memory, load)
+	}}
+}
+
+func openOurs(ctx context.Context, addr, name string, gate, memory int, load loadFunc) (*opened, error) {
 	shared, stop, err := connect(ctx, addr)
 	if err != nil {
 		return nil, err
 	}
-	cache, err := tiercache.New(tiercache.Options[string, string]{
+	o := tiercache.Options[string, string]{
 		Name: name, Shared: shared, Load: load, TTL: rivalLife, MemoryTTL: -1, Gate: rebuild.GateOptions{Loads: gate},
 		Logger: slog.New(slog.DiscardHandler), // what a scenario does to Redis it knows
-	})
+	}
+	if memory > 0 {
+		o.MemoryTTL, o.MemoryBytes, o.SizeOf = 0, int64(memory)<<10, func(string, string) int { return 1 << 10 } // a row of a KiB, as far as memory knows
+	}
+	cache, err := tiercache.New(o)
 	if err != nil {
 		return nil, errors.Join(err, stop())
 	}

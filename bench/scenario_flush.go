@@ -4,17 +4,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 )
 
 // The flush: Redis holds every row, the source is idle, and FLUSHALL takes all of it away under a load of five times what the source can
-// do. Four processes, clients that wait for half a second, keys by Zipf 0.9. What decides is whether work is wasted: a query whose
-// caller has left and whose row is kept nowhere makes the queue longer and the cache no fuller, and nothing ends that but less load.
+// do. Four processes, clients that wait for half a second, keys by Zipf 0.9. What decides is whether work is wasted (a query whose
+// caller has left and whose row is kept nowhere makes the queue longer and the cache no fuller, and nothing ends that but less load) and
+// whether the rows that are read most have a copy elsewhere. Memory of ours has room for a tenth of the rows, filled by traffic like that
+// of the flush; without memory ours is shown too. The source needs 200 s for all rows, and 72 s for as many, drawn by the traffic, as
+// leave it no more misses than it can do: who answers nothing but what was loaded since cannot be back sooner.
 //
-// Memory is off: with it a service would not feel the flush for a while, and nothing would be seen of the recovery. Rivals are measured
-// one after the other, each with a source and a load of its own and the same seeds.
+// Rivals are measured one after the other, each with a source and a load of its own and the same seeds.
 //
 // What misleads: the source never slows down under its queue, which flatters whoever lets one grow. The generator, Redis and all
 // instances share the processors; the rate is chosen so that they are not what is short.
@@ -30,8 +33,9 @@ const (
 
 func flush(ctx context.Context, e *env) ([]Row, error) {
 	var rows []Row
-	for i, r := range rivals(flushGate) {
-		more, err := flushOne(ctx, e, r, i == 0)
+	keys := pick(e, 50_000, 2_000)
+	for i, r := range append([]rival{ours(flushGate, keys/10)}, rivals(flushGate)...) {
+		more, err := flushOne(ctx, e, r, keys, i == 0)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", r.name, err)
 		}
@@ -41,7 +45,7 @@ func flush(ctx context.Context, e *env) ([]Row, error) {
 }
 
 // flushOne measures one rival; budgets are for ours.
-func flushOne(ctx context.Context, e *env, r rival, ours bool) (_ []Row, err error) {
+func flushOne(ctx context.Context, e *env, r rival, keys int, budgets bool) (_ []Row, err error) {
 	src := newSource(sourceOptions{workers: flushWorkers, mean: flushService, spread: 0.5, seed: 1})
 	defer src.close()
 	fleet, err := openFleet(ctx, r, e.server.addr, "flush-"+r.name, src)
@@ -52,15 +56,23 @@ func flushOne(ctx context.Context, e *env, r rival, ours bool) (_ []Row, err err
 	rdb := redis.NewClient(&redis.Options{Addr: e.server.addr})
 	defer rdb.Close() //nolint:errcheck // its one command is checked
 
-	keys, lasts := pick(e, 50_000, 2_000), pick(e, 70*time.Second, 12*time.Second)
+	lasts, popular := pick(e, 70*time.Second, 12*time.Second), zipf(keys, 0.9)
 	name := func(i int) string { return fmt.Sprint("row-", i) }
 	if err := fleet.fill(ctx, keys, name); err != nil {
+		return nil, err
+	}
+	random := rand.New(rand.NewPCG(3, 0)) //nolint:gosec // a workload, not a secret
+	before := make([]int, 4*keys)
+	for i := range before {
+		before[i] = popular.draw(random)
+	}
+	if err := fleet.fill(ctx, len(before), func(i int) string { return name(before[i]) }); err != nil { // so that memory keeps what is read most
 		return nil, err
 	}
 	src.reset()
 	flushed := make(chan error, 1)
 	time.AfterFunc(flushAt*time.Second, func() { flushed <- rdb.FlushAll(ctx).Err() })
-	traffic := load{rate: flushFactor * src.capacity(), lasts: lasts, deadline: flushDeadline, keys: zipf(keys, 0.9), seed: 2}
+	traffic := load{rate: flushFactor * src.capacity(), lasts: lasts, deadline: flushDeadline, keys: popular, seed: 2}
 	out := traffic.run(ctx, func(ctx context.Context, key int) error { return fleet.get(ctx, name(key)) })
 	steps, count := src.perSecond(), src.stats()
 	if err := errors.Join(<-flushed, context.Cause(ctx)); err != nil {
@@ -69,11 +81,11 @@ func flushOne(ctx context.Context, e *env, r rival, ours bool) (_ []Row, err err
 	if errors.Is(out.all.firstError, errWrongRow) {
 		return nil, out.all.firstError
 	}
-	if before := out.second[1]; ours && before.failed > 0 {
+	if before := out.second[1]; budgets && before.failed > 0 {
 		e.say("  before the flush already %d requests failed: %v\n", before.failed, before.firstError)
 	}
 	flushSeries(e, r.name, out, steps)
-	return flushRows(r, ours, out, count, src), nil
+	return flushRows(r, budgets, out, count, src), nil
 }
 
 func flushRows(r rival, ours bool, out *seen, count sourceStats, src *source) []Row {

@@ -238,10 +238,15 @@ func (s *source) perSecond() []sourceStep {
 	return append([]sourceStep(nil), s.steps...)
 }
 
-// close lets the workers end, after what is queued is done, and waits for them. It is idempotent.
+// close refuses what waits, lets the workers end what they have begun, and waits for them. It is idempotent.
 func (s *source) close() {
 	s.mu.Lock()
 	s.closed = true
+	for _, q := range s.queue {
+		q.err = errSourceClosed
+		close(q.done)
+	}
+	s.queue, s.count.queue = nil, 0
 	s.work.Broadcast()
 	s.mu.Unlock()
 	s.ended.Wait()

@@ -9,32 +9,35 @@ import (
 )
 
 func TestGateSharesOfTheClasses(t *testing.T) {
-	// Foreground may have every slot; Suspect a tenth, four at least and half at most, or what Absent says; Refresh a quarter, Warm a tenth,
+	// Foreground may have every slot; Suspect a tenth, four at least and half at most, or what Absent says; Revalidate half, Refresh a
+	// quarter, Warm a tenth,
 	// each one at least. Only who is waited for may wait. Broken by: "o.Loads/2" in shares made o.Loads; "max(1," left out for any of them.
 	for _, c := range []struct {
-		o                      GateOptions
-		suspect, refresh, warm int
+		o                                  GateOptions
+		suspect, revalidate, refresh, warm int
 	}{
-		{GateOptions{}, 6, 16, 6},
-		{GateOptions{Loads: 200}, 20, 50, 20},
-		{GateOptions{Loads: 16}, 4, 4, 1},
-		{GateOptions{Loads: 4}, 2, 1, 1},
-		{GateOptions{Loads: 1}, 1, 1, 1},
-		{GateOptions{Loads: 16, Absent: 9}, 9, 4, 1},
-		{GateOptions{Loads: 16, Absent: 99}, 16, 4, 1},
-		{GateOptions{Loads: 16, Absent: -1}, 16, 4, 1},
+		{GateOptions{}, 6, 32, 16, 6},
+		{GateOptions{Loads: 200}, 20, 100, 50, 20},
+		{GateOptions{Loads: 16}, 4, 8, 4, 1},
+		{GateOptions{Loads: 4}, 2, 2, 1, 1},
+		{GateOptions{Loads: 1}, 1, 1, 1, 1},
+		{GateOptions{Loads: 16, Absent: 9}, 9, 8, 4, 1},
+		{GateOptions{Loads: 16, Absent: 99}, 16, 8, 4, 1},
+		{GateOptions{Loads: 16, Absent: -1}, 16, 8, 4, 1},
 	} {
 		g := newGate(t, c.o)
-		require.Equal(t, []int{g.loads, c.suspect, c.refresh, c.warm},
-			[]int{g.Slots(Foreground), g.Slots(Suspect), g.Slots(Refresh), g.Slots(Warm)}, "%+v", c.o)
-		require.Equal(t, []int{256, c.suspect, 0, 0},
-			[]int{g.shares[Foreground].waiting, g.shares[Suspect].waiting, g.shares[Refresh].waiting, g.shares[Warm].waiting}, "%+v", c.o)
+		var slots, waiting []int
+		for class := range classes {
+			slots, waiting = append(slots, g.Slots(class)), append(waiting, g.shares[class].waiting)
+		}
+		require.Equal(t, []int{g.loads, c.suspect, c.revalidate, c.refresh, c.warm}, slots, "%+v", c.o)
+		require.Equal(t, []int{256, c.suspect, 0, 0, 0}, waiting, "%+v", c.o)
 	}
 }
 
 func TestGateClassKeepsToItsShare(t *testing.T) {
 	// A class that has all of its slots gets no more, though others are free, and takes none from Foreground: Suspect waits, for Wait at
-	// most, Refresh and Warm are turned away at once; each is counted. Broken by: "&& s.running < s.slots" left out of enqueue;
+	// most, the others are turned away at once; each is counted. Broken by: "&& s.running < s.slots" left out of enqueue;
 	// "s.running++" left out of it.
 	synctest.Test(t, func(t *testing.T) {
 		for class := Suspect; class < classes; class++ {
@@ -60,7 +63,7 @@ func TestGateClassKeepsToItsShare(t *testing.T) {
 
 func TestGateLowerClassGoesFirst(t *testing.T) {
 	// Of those who wait for a slot the lower class has it first, whoever came first; a class whose share is used up does not hold the slot
-	// up. Refresh and Warm get nothing while no slot is free.
+	// up. Revalidate, Refresh and Warm get nothing while no slot is free.
 	//
 	// Broken by: LeaveAs's loop run from the last share to the first; its "s.running < s.slots" left out.
 	synctest.Test(t, func(t *testing.T) {
@@ -69,8 +72,9 @@ func TestGateLowerClassGoesFirst(t *testing.T) {
 		require.NoError(t, g.Enter(t.Context()))
 		suspect := enterAs(t.Context(), g, Suspect)
 		row := enter(t.Context(), g)
-		require.Equal(t, ErrOverloaded, g.EnterAs(t.Context(), Refresh))
-		require.Equal(t, ErrOverloaded, g.EnterAs(t.Context(), Warm))
+		for class := Revalidate; class < classes; class++ {
+			require.Equal(t, ErrOverloaded, g.EnterAs(t.Context(), class), class)
+		}
 
 		g.Leave() // a slot is free, but none of Suspect's
 		synctest.Wait()
