@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"runtime"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -57,6 +59,18 @@ func (p *products) Write(_ context.Context, id int64, name string) error {
 	defer p.mu.Unlock()
 	p.rows[id] = name
 	return nil
+}
+
+// IDsAfter returns the first few numbers greater than last.
+func (p *products) IDsAfter(last int64, limit int) (ids []int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, id := range slices.Sorted(maps.Keys(p.rows)) {
+		if id > last && len(ids) < limit {
+			ids = append(ids, id)
+		}
+	}
+	return ids
 }
 
 // IDs yields all numbers, as a scan of the table would.
@@ -340,6 +354,43 @@ func ExampleCache_BuildFilter() {
 	// database: write 404
 	// database: read 404
 	// found after all <nil>
+}
+
+// A table is read in pages, in the order of its primary key. With Redis a build that was cut off goes on behind the last checkpoint.
+func ExampleCache_BuildFilterFrom() {
+	db := newProducts()
+	cache, err := tiercache.New(tiercache.Options[int64, string]{
+		Name: "products", Load: db.Load,
+		Filter: bloom.Options{Capacity: 1000},
+	})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer func() { _ = cache.Close() }()
+
+	pages := func(_ context.Context, after string) ([]int64, string, error) {
+		var last int64
+		if after != "" {
+			var err error
+			if last, err = strconv.ParseInt(after, 10, 64); err != nil {
+				return nil, "", bloom.ErrPlace // of another release: the scan begins anew
+			}
+		}
+		ids := db.IDsAfter(last, 2) // SELECT id FROM products WHERE id > $1 ORDER BY id LIMIT 2
+		if len(ids) < 2 {
+			return ids, "", nil
+		}
+		return ids, strconv.FormatInt(ids[1], 10), nil
+	}
+	report, err := cache.BuildFilterFrom(context.Background(), pages, bloom.BuildOptions{
+		Expected: 3,
+		Report:   func(p bloom.BuildProgress) { fmt.Println(p.Rows, "of", p.Expected, "rows, left:", p.Left()) },
+	})
+	fmt.Println(report.Rows, "rows", err)
+	// Output:
+	// 3 of 3 rows, left: 0s
+	// 3 rows <nil>
 }
 
 func ExampleCache_Announce() {

@@ -29,14 +29,8 @@ var errNoFilter = errors.New("tiercache: the cache has no Filter")
 // A filter in Redis (bloom.InRedis) is built without that lock: of two builds in the fleet the one that began last wins, the other ends with
 // bloom.ErrOvertaken. No process fetches anything.
 func (c *Cache[K, V]) BuildFilter(ctx context.Context, rows iter.Seq2[K, error], o bloom.BuildOptions) (bloom.BuildReport, error) {
-	if err := c.usable(ctx); err != nil {
+	if err := c.mayBuild(ctx, rows != nil); err != nil {
 		return bloom.BuildReport{}, err
-	}
-	if !c.o.Filter.Enabled() {
-		return bloom.BuildReport{}, errNoFilter
-	}
-	if rows == nil {
-		return bloom.BuildReport{}, errors.New("tiercache: nil rows")
 	}
 	ids := func(yield func(string, error) bool) {
 		for key, err := range rows {
@@ -52,19 +46,76 @@ func (c *Cache[K, V]) BuildFilter(ctx context.Context, rows iter.Seq2[K, error],
 	if c.segments != nil {
 		return c.segments.Build(ctx, ids, o)
 	}
+	return c.build(ctx, func(ctx context.Context, st bloom.Store) (bloom.BuildReport, error) {
+		return c.filter.Build(ctx, ids, o, st)
+	})
+}
+
+// BuildFilterFrom is BuildFilter from a scan that can be gone on with: pages returns some of the keys that come after a place in the source, and the
+// place behind them, as bloom.Pages says. A page is asked for when the one before is in the filter, so the source may be let be between them.
+//
+// With Redis a build that was cut off is gone on with by the next one, in whatever process, from its last checkpoint: whatever ended it, a source
+// that failed, a process that died, a lock that was lost. Rows announced since are in the filter too; where Redis has lost their announcements, and
+// after an hour, the scan begins anew. BuildReport.Resumed says from how many rows on. Checkpoints are stored every BuildOptions.Checkpoint, and take
+// up to twice the filter's bytes in Redis. Without Redis, and with a filter in Redis (bloom.InRedis), each build begins anew.
+func (c *Cache[K, V]) BuildFilterFrom(
+	ctx context.Context, pages func(ctx context.Context, after string) (keys []K, next string, err error), o bloom.BuildOptions,
+) (bloom.BuildReport, error) {
+	if err := c.mayBuild(ctx, pages != nil); err != nil {
+		return bloom.BuildReport{}, err
+	}
+	ids := func(ctx context.Context, after string) (ids []string, next string, err error) {
+		keys, next, err := pages(ctx, after)
+		if err != nil {
+			return nil, "", err
+		}
+		ids = make([]string, len(keys))
+		for i, key := range keys {
+			if ids[i], err = c.keys.id(key); err != nil {
+				return nil, "", err
+			}
+		}
+		return ids, next, nil
+	}
+	if c.segments != nil {
+		return c.segments.Build(ctx, bloom.Pages(ids).Rows(ctx), o)
+	}
+	return c.build(ctx, func(ctx context.Context, st bloom.Store) (bloom.BuildReport, error) {
+		return c.filter.BuildFrom(ctx, ids, o, st)
+	})
+}
+
+// mayBuild says why a filter cannot be built.
+func (c *Cache[K, V]) mayBuild(ctx context.Context, rows bool) error {
+	if err := c.usable(ctx); err != nil {
+		return err
+	}
+	if !c.o.Filter.Enabled() {
+		return errNoFilter
+	}
+	if !rows {
+		return errors.New("tiercache: nil rows")
+	}
+	return nil
+}
+
+// build builds a filter that is in every process, by what the guard does with a store.
+func (c *Cache[K, V]) build(ctx context.Context, scan filterBuild) (bloom.BuildReport, error) {
 	defer c.tellFilter()
 	if c.shared == nil {
-		return c.filter.Build(ctx, ids, o, nil)
+		return scan(ctx, nil)
 	}
-	return c.buildShared(ctx, ids, o)
+	return c.buildShared(ctx, scan)
 }
+
+type filterBuild func(context.Context, bloom.Store) (bloom.BuildReport, error)
 
 // buildShared is BuildFilter for a fleet.
 //
 //  1. A holds the lock and builds. 2. B looks which filter stands: the one before A's, or A's. 3. A stores its filter and lets go. 4. B has the
 //     lock. It looks again: another filter stands than at 2, so B's caller has what it waited for. If the same does, A failed, or had
 //     stored its filter before B was called: B builds.
-func (c *Cache[K, V]) buildShared(ctx context.Context, ids iter.Seq2[string, error], o bloom.BuildOptions) (report bloom.BuildReport, err error) {
+func (c *Cache[K, V]) buildShared(ctx context.Context, scan filterBuild) (report bloom.BuildReport, err error) {
 	ctx, done := c.untilClosed(ctx)
 	defer done()
 	store := c.filterStore()
@@ -85,7 +136,7 @@ func (c *Cache[K, V]) buildShared(ctx context.Context, ids iter.Seq2[string, err
 			report.Adopted = true
 			return nil
 		}
-		report, err = c.filter.Build(ctx, ids, o, store)
+		report, err = scan(ctx, store)
 		if errors.Is(err, bloom.ErrSuperseded) {
 			err = c.filter.Adopt(ctx, store)
 			report.Adopted = err == nil

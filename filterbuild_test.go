@@ -2,7 +2,10 @@ package tiercache_test
 
 import (
 	"context"
+	"errors"
 	"iter"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -162,6 +165,84 @@ func TestBuilderThatLostItsLockStoresNothing(t *testing.T) {
 	requireAbsent(t, p[0], "none")
 	requireAbsent(t, p[0], "old")
 	require.EqualValues(t, 2, p[0].Stats().Filtered)
+}
+
+// pagesOf is a scan of a source in the order of its keys, in pages of two.
+func pagesOf(s *source) func(context.Context, string) ([]string, string, error) {
+	return func(_ context.Context, after string) (keys []string, next string, err error) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, key := range slices.Sorted(maps.Keys(s.rows)) {
+			if key <= after {
+				continue
+			}
+			if len(keys) == 2 {
+				return keys, keys[1], nil
+			}
+			keys = append(keys, key)
+		}
+		return keys, "", nil
+	}
+}
+
+// Race: 1. A builds, and its scan passes the place of a row. 2. A stores a checkpoint. 3. The row is announced by a third process, and commits.
+// 4. A's scan is cut off. 5. The process that waits for the lock goes on from A's checkpoint, without the pages in it. No process
+// calls the row absent, and everything in Redis has an expiry. Broken by: BuildFilterFrom with Guard.Build of the pages' rows.
+func TestBuildThatWasCutOffIsGoneOnWithByAnotherProcess(t *testing.T) {
+	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
+		s, name := newSource(nil), redistest.Name(t)
+		for i := 10; i < 30; i++ {
+			s.write(strconv.Itoa(i), "row")
+		}
+		p := openPeers(t, 3, client, filterOptions(name, s))
+		begun, cut, lost := make(chan struct{}), make(chan struct{}), errors.New("connection lost")
+		first, second := make(chan built, 1), make(chan built, 1)
+		go func() {
+			report, err := p[0].BuildFilterFrom(t.Context(), func(ctx context.Context, after string) ([]string, string, error) {
+				if after == "19" {
+					close(begun)
+					<-cut
+					return nil, "", lost
+				}
+				return pagesOf(s)(ctx, after)
+			}, bloom.BuildOptions{Checkpoint: 1})
+			first <- built{report, err}
+		}()
+		await(t, begun, "the scan is in its middle")
+		var asked []string
+		go func() {
+			report, err := p[1].BuildFilterFrom(t.Context(), func(ctx context.Context, after string) ([]string, string, error) {
+				asked = append(asked, after)
+				return pagesOf(s)(ctx, after)
+			}, bloom.BuildOptions{Expected: 21})
+			second <- built{report, err}
+		}()
+		waitsForLock(t, p[0].rdb, name, 1)
+		requireAllExpire(t, p[0].rdb, name)
+		require.NoError(t, p[2].Announce(t.Context(), "1"))
+		s.write("1", "row") // before every place of the scan
+		close(cut)
+		require.ErrorIs(t, await(t, first, "the build that is cut off").err, lost)
+		b := await(t, second, "the build that goes on")
+		require.NoError(t, b.err)
+		require.False(t, b.report.Adopted)
+		require.NotZero(t, b.report.Resumed)
+		require.EqualValues(t, 20, b.report.Rows, "the one that was announced is not among those that were read")
+		require.NotContains(t, asked, "")
+		for _, p := range p {
+			eventually(t, func() bool { return p.Stats().FilterRows > 0 }, "it has the filter")
+			requireAbsent(t, p, "none")
+			require.NotZero(t, p.Stats().Filtered)
+			requireGet(t, p, "1", "row")
+			for i := 10; i < 30; i++ {
+				requireGet(t, p, strconv.Itoa(i), "row")
+			}
+		}
+		requireAllExpire(t, p[0].rdb, name)
+		left, err := p[0].rdb.Exists(t.Context(), "{tc:"+name+":filter}:unfinished").Result()
+		require.NoError(t, err)
+		require.Zero(t, left, "nothing is left of it")
+	})
 }
 
 // Close ends a build under way, also one that waits for the lock, with ErrClosed; no goroutine stays. Broken by: buildShared without

@@ -148,6 +148,7 @@ func everyCall(ctx context.Context, c cacheOfStrings, called func()) map[string]
 	write := func(context.Context) error { called(); return nil }
 	errs["Update"] = c.Update(ctx, "k", write)
 	errs["UpdateMany"] = c.UpdateMany(ctx, []string{"k"}, write)
+	_, errs["BuildFilterFrom"] = c.BuildFilterFrom(ctx, func(context.Context, string) ([]string, string, error) { called(); return nil, "", nil }, bloom.BuildOptions{})
 	_, errs["BuildFilter"] = c.BuildFilter(ctx, func(func(string, error) bool) { called() }, bloom.BuildOptions{})
 	return errs
 }
@@ -190,10 +191,14 @@ func TestBuildFilterNeedsAFilterAndRows(t *testing.T) {
 	none := func(func(string, error) bool) {}
 	_, err := c.BuildFilter(t.Context(), none, bloom.BuildOptions{})
 	require.ErrorContains(t, err, "no Filter")
+	_, err = c.BuildFilterFrom(t.Context(), nil, bloom.BuildOptions{})
+	require.ErrorContains(t, err, "no Filter")
 	o := options("filtered", s)
 	o.Filter = bloom.Options{Capacity: 1}
 	c = openCache(t, o)
 	_, err = c.BuildFilter(t.Context(), nil, bloom.BuildOptions{})
+	require.ErrorContains(t, err, "nil rows")
+	_, err = c.BuildFilterFrom(t.Context(), nil, bloom.BuildOptions{})
 	require.ErrorContains(t, err, "nil rows")
 	wantAbsent(t, c, "k")
 	require.EqualValues(t, 1, s.loads.Load(), "a failed build lets everything pass")

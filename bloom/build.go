@@ -11,17 +11,16 @@ import (
 // During a scan, announcements are read from the store every followEvery, so that a long scan does not fall behind what the store
 // keeps; the clock is looked at every clockEvery rows. Chosen; not tuned.
 const (
-	followEvery   = 5 * time.Second
-	clockEvery    = 64
-	progressRows  = 1000
-	progressEvery = 100 * time.Millisecond
-	burst         = 100 * time.Millisecond // how far a limited scan may make up for its own slowness
-	nap           = 10 * time.Millisecond  // a limited scan pauses when it is this far ahead, not at each row
+	followEvery = 5 * time.Second
+	clockEvery  = 64
+	burst       = 100 * time.Millisecond // how far a limited scan may make up for its own slowness
+	nap         = 10 * time.Millisecond  // a limited scan pauses when it is this far ahead, not at each row
 )
 
 // BuildReport is what a build did.
 type BuildReport struct {
-	Rows    uint64        // keys that the scan gave, repetitions included
+	Rows    uint64        // keys that the scan gave, repetitions included, and Resumed
+	Resumed uint64        // of BuildFrom: rows of a build that was cut off, which were not read again
 	Took    time.Duration // in all, storing the snapshot included
 	Adopted bool          // of the cache's BuildFilter: another process built the filter that is believed here now; what was scanned here, if anything, is not used
 }
@@ -45,33 +44,28 @@ func (g *Guard) Build(ctx context.Context, rows iter.Seq2[string, error], o Buil
 	if err := o.check(rows != nil, st != nil); err != nil {
 		return BuildReport{}, err
 	}
+	return g.build(ctx, &scan{rows: rows, options: o, store: st})
+}
+
+func (g *Guard) build(ctx context.Context, s *scan) (BuildReport, error) {
 	if !g.building.CompareAndSwap(false, true) {
 		return BuildReport{}, ErrBuilding
 	}
 	defer g.building.Store(false)
-	started := time.Now()
-	s := &scan{guard: g, store: st, options: o, started: started, next: &belief{}}
-	if st != nil {
-		cursor, generation, whole, err := st.BeginFilter(ctx, max(Reach, o.ReplicaLag))
-		if err != nil {
-			return BuildReport{}, fmt.Errorf("bloom: beginning a build: %w", err)
-		}
-		if !whole {
-			return BuildReport{}, fmt.Errorf("%w: more came in the last %v than the store keeps; build when fewer come", ErrBehind, max(Reach, o.ReplicaLag))
-		}
-		s.next.cursor, s.next.generation = cursor, generation
+	s.guard, s.started = g, time.Now()
+	defer s.release()
+	resumed, err := s.resume(ctx)
+	if err == nil {
+		err = s.read(ctx, resumed)
 	}
-	s.builder = newBuilder(g.options)
-	whole := g.receive(s.builder)
-	defer func() { g.dismiss(s.builder); g.dismiss(s.next.filter) }()
-	if st == nil && !whole {
-		return BuildReport{}, fmt.Errorf("%w: more than %d came in the last %v; build when fewer come", ErrBehind, maxLog, Reach)
+	if resumed && errors.Is(err, ErrPlace) {
+		err = s.read(ctx, false)
 	}
-	err := s.run(ctx, rows)
 	if err == nil {
 		err = s.finish(ctx)
 	}
-	return BuildReport{Rows: s.rows, Took: time.Since(started)}, err
+	s.settle(ctx, err)
+	return BuildReport{Rows: s.count, Resumed: s.resumed, Took: time.Since(s.started)}, err
 }
 
 // scan is one build under way.
@@ -79,16 +73,56 @@ type scan struct {
 	guard   *Guard
 	store   Store // nil: none
 	options BuildOptions
+	rows    iter.Seq2[string, error] // or
+	pages   Pages
 	builder *builder
 	next    *belief // what the builder becomes
 
 	started  time.Time
-	rows     uint64
+	count    uint64    // rows done, those that were resumed included
 	followed time.Time // when the store was last read
-	told     time.Time // when Progress was last called
 	due      time.Time // when the next row may be read
-	sample   sample    // of the rows
+	sample   sample    // of the rows that were read here
+	telling
+
+	resumed uint64    // rows that an earlier build had done
+	place   string    // in the source, behind what was read; of pages
+	kept    uint64    // rows that the checkpoint in the store has
+	keep    time.Time // when the next may be stored
 }
+
+// begin begins at the beginning.
+func (s *scan) begin(ctx context.Context) error {
+	g := s.guard
+	s.release()
+	s.next, s.count, s.resumed, s.place, s.kept, s.sample = &belief{}, 0, 0, "", 0, nil
+	if s.store != nil {
+		cursor, generation, whole, err := s.store.BeginFilter(ctx, s.options.reach())
+		if err != nil {
+			return fmt.Errorf("bloom: beginning a build: %w", err)
+		}
+		if !whole {
+			return fmt.Errorf("%w: more came in the last %v than the store keeps; build when fewer come", ErrBehind, s.options.reach())
+		}
+		s.next.cursor, s.next.generation = cursor, generation
+	}
+	s.builder = newBuilder(g.options)
+	if whole := g.receive(s.builder); s.store == nil && !whole {
+		return fmt.Errorf("%w: more than %d came in the last %v; build when fewer come", ErrBehind, maxLog, Reach)
+	}
+	return nil
+}
+
+// release ends the part that announcements have in what was being built.
+func (s *scan) release() {
+	s.guard.dismiss(s.builder)
+	if s.next != nil {
+		s.guard.dismiss(s.next.filter)
+	}
+}
+
+// reach is how far before the scan announcements are read.
+func (o BuildOptions) reach() time.Duration { return max(Reach, o.ReplicaLag) }
 
 // check says what is wrong with the arguments of Build.
 func (o BuildOptions) check(rows, store bool) error {
@@ -99,42 +133,61 @@ func (o BuildOptions) check(rows, store bool) error {
 	return nil
 }
 
-func (s *scan) run(ctx context.Context, rows iter.Seq2[string, error]) error {
-	s.followed, s.told, s.due = s.started, s.started, s.started
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	for key, err := range rows {
-		if err != nil {
-			return fmt.Errorf("bloom: building, after %d rows: %w", s.rows, err)
-		}
-		s.builder.Add(key)
-		s.rows++
-		s.sample.add(key, s.rows)
-		if err := s.between(ctx); err != nil {
+// read reads the source to its end: from its beginning, unless the build was resumed.
+func (s *scan) read(ctx context.Context, resumed bool) error {
+	if !resumed {
+		if err := s.begin(ctx); err != nil {
 			return err
 		}
 	}
-	if s.options.Progress != nil {
-		s.options.Progress(s.rows)
+	s.followed, s.due = s.started, s.started
+	if err := ctx.Err(); err != nil {
+		return err
 	}
+	read := s.readRows
+	if s.pages != nil {
+		read = s.readPages
+	}
+	if err := read(ctx); err != nil {
+		return err
+	}
+	s.tell(time.Now(), true)
 	return ctx.Err()
+}
+
+func (s *scan) readRows(ctx context.Context) error {
+	for key, err := range s.rows {
+		if err != nil {
+			return s.failed(err)
+		}
+		if err := s.row(ctx, key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *scan) failed(err error) error {
+	return fmt.Errorf("bloom: building, after %d rows: %w", s.count, err)
+}
+
+func (s *scan) row(ctx context.Context, key string) error {
+	s.builder.Add(key)
+	s.count++
+	s.sample.add(key, s.count-s.resumed)
+	return s.between(ctx)
 }
 
 // between does what is due between two rows.
 func (s *scan) between(ctx context.Context) error {
 	limited := s.options.RowsPerSecond > 0
-	if s.options.Progress != nil && s.rows%progressRows == 0 {
-		s.told = time.Now()
-		s.options.Progress(s.rows)
-	}
-	if !limited && s.rows%clockEvery != 0 && s.options.Progress == nil {
+	told := s.options.Progress != nil || s.options.Report != nil
+	if !limited && s.count%clockEvery != 0 && !told {
 		return nil
 	}
 	now := time.Now()
-	if s.options.Progress != nil && now.Sub(s.told) >= progressEvery {
-		s.told = now
-		s.options.Progress(s.rows)
+	if told {
+		s.tell(now, false)
 	}
 	if s.store != nil && now.Sub(s.followed) >= followEvery {
 		s.followed = now

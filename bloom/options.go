@@ -97,10 +97,16 @@ type BuildOptions struct {
 	// Progress, if set, is called on the building goroutine with the rows done: every 1,000 rows or 100 ms, whichever is first
 	// noticed at a row, and once at the end.
 	Progress func(done uint64)
+	// Report, if set, is called on the building goroutine with how far the build came: ten times a second, as noticed at a row, and once at
+	// the end.
+	Report func(BuildProgress)
 	// Expected is about how many rows the scan should give, as the source's statistics tell it; 0: unknown. With fewer than nine tenths of it, or
 	// more than one and a half times, the build fails with ErrImplausible: a scan that was cut short without an error would hide rows.
 	Expected uint64
 	// ReplicaLag is how long an announced row may take until it is in what is scanned: for its insert to commit, and to reach the
 	// replica. 0, and anything shorter: Reach. A longer one needs a store, which has the announcements; negative: an error.
 	ReplicaLag time.Duration
+	// Checkpoint is how often a BuildFrom stores how far it came; 0: 30 s; negative: never, nor is an earlier build gone on with. Storing it
+	// takes no more than a twentieth of the time, so a large filter is stored less often.
+	Checkpoint time.Duration
 }

@@ -10,7 +10,7 @@ import (
 // few milliseconds, and a fault that hides one row in a thousand escapes it once in 20,000 times.
 const sampleSize = 10_000
 
-// sample is a uniform choice of the rows of a scan (algorithm R of Vitter, "Random sampling with a reservoir", 1985).
+// sample is a uniform choice of the rows of a scan, as far as they were read here (algorithm R of Vitter, "Random sampling with a reservoir", 1985).
 type sample []string
 
 // add offers the n-th row.
@@ -47,8 +47,8 @@ func (s *scan) plausible() error {
 
 // counted looks whether there were about as many rows as expected.
 func (s *scan) counted() error {
-	if n := float64(s.options.Expected); n > 0 && (float64(s.rows) < 0.9*n || float64(s.rows) > 1.5*n) {
-		return fmt.Errorf("%w: %d rows, expected %d", ErrImplausible, s.rows, s.options.Expected)
+	if n := float64(s.options.Expected); n > 0 && (float64(s.count) < 0.9*n || float64(s.count) > 1.5*n) {
+		return fmt.Errorf("%w: %d rows, expected %d", ErrImplausible, s.count, s.options.Expected)
 	}
 	return nil
 }

@@ -47,20 +47,20 @@ func (g *SharedGuard) Build(ctx context.Context, rows iter.Seq2[string, error], 
 	if err != nil {
 		return BuildReport{}, err
 	}
-	s := &scan{options: o, started: started, told: started, due: started}
-	if err = f.begin(ctx, max(Reach, o.ReplicaLag)); err == nil {
+	s := &scan{options: o, started: started, due: started}
+	if err = f.begin(ctx, o.reach()); err == nil {
 		err = f.scan(ctx, rows, s)
 	}
 	if err == nil {
 		err = s.counted()
 	}
 	if err == nil {
-		err = f.finish(ctx, s.rows)
+		err = f.finish(ctx, s.count)
 	}
 	if err != nil {
 		err = f.abandon(context.WithoutCancel(ctx), err)
 	}
-	return BuildReport{Rows: s.rows, Took: time.Since(started)}, err
+	return BuildReport{Rows: s.count, Took: time.Since(started)}, err
 }
 
 // filling is a filter whose segments are being filled.
@@ -148,21 +148,19 @@ func (f *filling) scan(ctx context.Context, rows iter.Seq2[string, error], s *sc
 			err = f.add(ctx, key)
 		}
 		if err != nil {
-			return fmt.Errorf("bloom: building, after %d rows: %w", s.rows, err)
+			return fmt.Errorf("bloom: building, after %d rows: %w", s.count, err)
 		}
-		s.rows++
+		s.count++
 		if err := s.between(ctx); err != nil {
 			return err
 		}
-		if s.rows%clockEvery == 0 && time.Since(f.renewed) > openRenewed {
+		if s.count%clockEvery == 0 && time.Since(f.renewed) > openRenewed {
 			if err := f.renew(ctx); err != nil {
 				return err
 			}
 		}
 	}
-	if s.options.Progress != nil {
-		s.options.Progress(s.rows)
-	}
+	s.tell(time.Now(), true)
 	return ctx.Err()
 }
 

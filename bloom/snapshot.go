@@ -36,23 +36,29 @@ func badSnapshot(format string, args ...any) error {
 // Snapshot returns f as bytes that [ReadSnapshot] reads, with everything added before the call. They hold the secret that makes
 // false positives unpredictable: keep them where the keys themselves might be kept.
 func (f *Filter) Snapshot() []byte {
-	base := f.merged().base
+	data := encode(f.options, f.seed, f.merged().base, 0)
+	seal(data)
+	return data
+}
+
+// encode is a snapshot without its checksum, with room for so many bytes more.
+func encode(o Options, k seed, base *bloom.BloomFilter, more int) []byte {
 	words := base.BitSet().Words()
-	data := make([]byte, snapshotHeader+8*len(words))
+	data := make([]byte, snapshotHeader+8*len(words), snapshotHeader+8*len(words)+more)
 	copy(data, snapshotMagic)
 	data[4] = snapshotVersion
 	head := data[8:snapshotHeader]
-	for i, v := range []uint64{
-		f.seed.a, f.seed.b, uint64(base.Cap()), uint64(base.K()), f.options.Capacity, math.Float64bits(f.options.FalsePositiveRate),
-	} {
+	for i, v := range []uint64{k.a, k.b, uint64(base.Cap()), uint64(base.K()), o.Capacity, math.Float64bits(o.FalsePositiveRate)} {
 		binary.BigEndian.PutUint64(head[8*i:], v)
 	}
 	for i, w := range words {
 		binary.LittleEndian.PutUint64(data[snapshotHeader+8*i:], w)
 	}
-	binary.BigEndian.PutUint64(data[checksumAt:], snapshotSum(data))
 	return data
 }
+
+// seal puts the checksum into a snapshot.
+func seal(data []byte) { binary.BigEndian.PutUint64(data[checksumAt:], snapshotSum(data)) }
 
 func snapshotSum(data []byte) uint64 {
 	return crc64.Update(crc64.Checksum(data[:checksumAt], checksumTable), checksumTable, data[snapshotHeader:])

@@ -22,6 +22,10 @@ type memoryStore struct {
 	fail     error // every call fails with it
 	loads    int   // of whole snapshots
 
+	left  checkpointEntry
+	saves []time.Time   // of checkpoints
+	takes time.Duration // of saving one
+
 	onSave    func() // before SaveFilter does anything
 	afterLoad func() // between LoadFilter's reading and its answer
 	onRead    func() // in each Announced, after it read
@@ -65,7 +69,7 @@ func (s *memoryStore) trim(age time.Duration) {
 func (s *memoryStore) flush() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.entries, s.snapshot, s.cursor, s.stands, s.doubted = nil, nil, "", 0, false
+	s.entries, s.snapshot, s.cursor, s.stands, s.doubted, s.left = nil, nil, "", 0, false, checkpointEntry{}
 }
 
 func (s *memoryStore) setFail(err error) {
@@ -165,4 +169,45 @@ func (s *memoryStore) read(cursor string) (keys []string, lags []time.Duration, 
 		}
 	}
 	return keys, lags, strconv.Itoa(page[len(page)-1].id), true, nil
+}
+
+// checkpointEntry is what a build has left.
+type checkpointEntry struct {
+	data       []byte
+	generation uint64
+	cursor     string
+}
+
+func (s *memoryStore) SaveCheckpoint(ctx context.Context, generation uint64, cursor string, data []byte) (bool, error) {
+	time.Sleep(s.takes)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.saves = append(s.saves, time.Now())
+	if s.fail != nil {
+		return false, s.fail
+	}
+	if s.left.generation > generation {
+		return false, nil
+	}
+	s.left = checkpointEntry{data, generation, cursor}
+	return true, ctx.Err()
+}
+
+func (s *memoryStore) LoadCheckpoint(ctx context.Context) ([]byte, uint64, string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fail != nil {
+		return nil, 0, "", s.fail
+	}
+	if s.left.data == nil || s.stands >= s.left.generation {
+		return nil, 0, "", nil
+	}
+	return s.left.data, s.left.generation, s.left.cursor, ctx.Err()
+}
+
+func (s *memoryStore) DropCheckpoint(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.left = checkpointEntry{}
+	return ctx.Err()
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"fmt"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -19,22 +20,8 @@ import (
 // which a crash leaves to its expiry. Every command may be sent twice by the client, or late, without harm: a piece names its offset, and
 // sets an expiry with itself.
 func (s *Space) SaveFilter(ctx context.Context, generation uint64, cursor string, snapshot []byte) (stored bool, err error) {
-	if len(cursor) > filterCursorBytes || len(snapshot)+filterHeadBytes > filterMaxBytes {
-		return false, fmt.Errorf("layers: a snapshot of %d bytes with a cursor of %d is too large for Redis", len(snapshot), len(cursor))
-	}
-	head := filterHead{length: uint64(len(snapshot)), generation: generation, doubted: snapshot == nil, cursor: cursor}
-	_, _ = rand.Read(head.token[:]) // never fails
-	part := s.filterPartKey(base64.RawURLEncoding.EncodeToString(head.token[:12]))
-	// The head goes first: if Redis loses the part on the way, its place is filled with zeros, which are no head.
-	if err := s.filterPiece(ctx, part, 0, head.bytes()); err != nil {
-		return false, err
-	}
-	for at := 0; at < len(snapshot); at += filterChunk {
-		if err := s.filterPiece(ctx, part, filterHeadBytes+at, snapshot[at:min(at+filterChunk, len(snapshot))]); err != nil {
-			return false, err
-		}
-	}
-	if stored, err = s.filterPlace(ctx, part, head); err != nil || !stored {
+	head := filterHead{generation: generation, doubted: snapshot == nil, cursor: cursor}
+	if stored, err = s.filterSave(ctx, s.filterKey(), head, snapshot, filterLife); err != nil || !stored {
 		return false, err
 	}
 	return true, s.filterDo(ctx, filterBudget, s.filterKey(), func(ctx context.Context) error {
@@ -44,6 +31,26 @@ func (s *Space) SaveFilter(ctx context.Context, generation uint64, cursor string
 		}
 		return nil
 	})
+}
+
+// filterSave stores data behind head at place, unless something newer stands there.
+func (s *Space) filterSave(ctx context.Context, place string, head filterHead, data []byte, life time.Duration) (stored bool, err error) {
+	if len(head.cursor) > filterCursorBytes || len(data)+filterHeadBytes > filterMaxBytes {
+		return false, fmt.Errorf("layers: a snapshot of %d bytes with a cursor of %d is too large for Redis", len(data), len(head.cursor))
+	}
+	head.length = uint64(len(data))
+	_, _ = rand.Read(head.token[:]) // never fails
+	part := s.filterPartKey(base64.RawURLEncoding.EncodeToString(head.token[:12]))
+	// The head goes first: if Redis loses the part on the way, its place is filled with zeros, which are no head.
+	if err := s.filterPiece(ctx, part, 0, head.bytes()); err != nil {
+		return false, err
+	}
+	for at := 0; at < len(data); at += filterChunk {
+		if err := s.filterPiece(ctx, part, filterHeadBytes+at, data[at:min(at+filterChunk, len(data))]); err != nil {
+			return false, err
+		}
+	}
+	return s.filterPlace(ctx, place, part, head, life)
 }
 
 func (s *Space) filterPiece(ctx context.Context, part string, at int, piece []byte) error {
@@ -60,11 +67,10 @@ func (s *Space) filterPiece(ctx context.Context, part string, at int, piece []by
 	return nil
 }
 
-// filterPlace moves the part to the snapshot's place, if it is whole and nothing newer stands there: a part that Redis lost on the way and
+// filterPlace moves the part to its place, if it is whole and nothing newer stands there: a part that Redis lost on the way and
 // that later pieces made anew has no head. Where the answer was lost, the place tells what became of it.
-func (s *Space) filterPlace(ctx context.Context, part string, head filterHead) (stored bool, err error) {
-	key := s.filterKey()
-	call := &scriptCall{script: filterPlaceScript, keys: []string{key, part}, args: []any{head.bytes(), filterHeadBytes + int64(head.length), millis(filterLife)}} //nolint:gosec // was a length
+func (s *Space) filterPlace(ctx context.Context, place, part string, head filterHead, life time.Duration) (stored bool, err error) {
+	call := &scriptCall{script: filterPlaceScript, keys: []string{place, part}, args: []any{head.bytes(), filterHeadBytes + int64(head.length), millis(life)}} //nolint:gosec // was a length
 	s.r.eval(ctx, call)
 	code, _ := call.reply.(int64)
 	switch {
@@ -75,7 +81,7 @@ func (s *Space) filterPlace(ctx context.Context, part string, head filterHead) (
 	case call.err == nil:
 		return false, ErrFilterLost
 	}
-	if stands, _, headErr := s.filterHead(ctx, key); headErr == nil && stands.token == head.token {
+	if stands, _, headErr := s.filterHead(ctx, place); headErr == nil && stands.token == head.token {
 		return true, nil
 	}
 	return false, fmt.Errorf("layers: putting the filter in its place: %w", call.err)
@@ -91,7 +97,7 @@ func (s *Space) StandingFilter(ctx context.Context) (generation uint64, doubted 
 	return head.generation, head.doubted, nil
 }
 
-// filterHead reads the head of what is stored at key, the snapshot's place or a part. found is false if nothing is.
+// filterHead reads the head of what is stored at key, a place or a part. found is false if nothing is.
 func (s *Space) filterHead(ctx context.Context, key string) (head filterHead, found bool, err error) {
 	var start *redis.StringCmd
 	var length *redis.IntCmd
@@ -121,16 +127,21 @@ func (s *Space) filterHead(ctx context.Context, key string) (head filterHead, fo
 // if it is doubted. It fails with ErrFilterForeign for anything else in its place. It reads pieces of 1 MiB, each a round trip, and looks
 // afterwards whether the snapshot was replaced meanwhile: then it begins again, three times at most.
 func (s *Space) LoadFilter(ctx context.Context) (snapshot []byte, generation uint64, cursor string, err error) {
+	return s.filterLoad(ctx, s.filterKey())
+}
+
+// filterLoad is LoadFilter of place.
+func (s *Space) filterLoad(ctx context.Context, place string) (data []byte, generation uint64, cursor string, err error) {
 	for range 3 {
-		head, found, err := s.filterHead(ctx, s.filterKey())
+		head, found, err := s.filterHead(ctx, place)
 		if err != nil || !found || head.doubted {
 			return nil, 0, "", err
 		}
-		data, err := s.filterBody(ctx, head)
+		data, err := s.filterBody(ctx, place, head)
 		if err != nil {
 			return nil, 0, "", err
 		}
-		after, found, err := s.filterHead(ctx, s.filterKey())
+		after, found, err := s.filterHead(ctx, place)
 		if err != nil {
 			return nil, 0, "", err
 		}
@@ -142,13 +153,13 @@ func (s *Space) LoadFilter(ctx context.Context) (snapshot []byte, generation uin
 }
 
 // filterBody reads what follows the head: less than the head says if it vanished meanwhile.
-func (s *Space) filterBody(ctx context.Context, head filterHead) ([]byte, error) {
+func (s *Space) filterBody(ctx context.Context, place string, head filterHead) ([]byte, error) {
 	data := make([]byte, 0, head.length)
 	for uint64(len(data)) < head.length {
 		at := int64(filterHeadBytes + len(data))
 		var piece string
-		err := s.filterDo(ctx, filterBudget, s.filterKey(), func(ctx context.Context) (err error) {
-			piece, err = s.r.rdb.GetRange(ctx, s.filterKey(), at, at+filterChunk-1).Result()
+		err := s.filterDo(ctx, filterBudget, place, func(ctx context.Context) (err error) {
+			piece, err = s.r.rdb.GetRange(ctx, place, at, at+filterChunk-1).Result()
 			return err
 		})
 		if err != nil {

@@ -14,7 +14,7 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// What Redis holds of a cache's filter: the snapshot, one string, and the stream of announced keys. They are in different slots of
+// What Redis holds of a cache's filter: the snapshot, one string, what an unfinished build has left, another one, and the stream of announced keys. They are in different slots of
 // a Cluster, so nothing here changes both at one moment; the cursor inside the snapshot's head ties them together.
 //
 // The stream is made by the first announcement or the first build, whichever comes first, not by the build alone:

@@ -152,12 +152,12 @@ func TestFilterPlacedTwiceIsStored(t *testing.T) {
 	part := s.filterPartKey("x")
 	require.NoError(t, s.filterPiece(t.Context(), part, 0, append(head.bytes(), "data"...)))
 	for range 2 {
-		stored, err := s.filterPlace(t.Context(), part, head)
+		stored, err := s.filterPlace(t.Context(), s.filterKey(), part, head, filterLife)
 		require.NoError(t, err)
 		require.True(t, stored)
 	}
 	head.token[0]++
-	_, err := s.filterPlace(t.Context(), part, head)
+	_, err := s.filterPlace(t.Context(), s.filterKey(), part, head, filterLife)
 	require.ErrorIs(t, err, ErrFilterLost)
 }
 
