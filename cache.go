@@ -11,9 +11,10 @@ import (
 
 // Get returns the value of key: from memory, else from Redis, else from the source, which is asked once for all who wait.
 //
-// It returns ErrNotFound where the source has no such row, together with ErrInvalidKey where ValidKey refused the key; a *LoadError where the source could not be asked and nothing stale was at
-// hand; ctx's error when ctx ends first (the work goes on and is kept); ErrClosed after Close. Redis errors are never returned: they
-// are counted, told to Hooks and lived with. A fresh value in memory is answered even if ctx has ended, without an allocation.
+// It returns ErrNotFound where the source has no such row, together with ErrInvalidKey where ValidKey refused the key; a *LoadError where
+// the source could not be asked and nothing stale was at hand; ctx's error when ctx ends first (the work goes on and is kept); ErrClosed
+// after Close. Redis errors are never returned: they are counted, told to Hooks and lived with. A fresh value in memory is answered even if
+// ctx has ended, without an allocation.
 //
 // Get may be called concurrently. The value is shared with all callers unless Options.Clone is given: it must not be changed.
 func (c *Cache[K, V]) Get(ctx context.Context, key K) (V, error) {
@@ -327,8 +328,8 @@ func (c *Cache[K, V]) load(ctx context.Context, key K, id string, why cause) (la
 }
 
 // fill is step 8. Redis stores the entry only if lease and grant still stand; memory keeps only what Redis stored, or left to it (absence),
-// for as long as Redis said, and only if the mark stands (a delete between the two is heard as an event). What Redis refused is answered to those who wait
-// and kept nowhere: an invalidation came in between (R1, R6, R7).
+// for as long as Redis said, and only if the mark stands (a delete between the two is heard as an event). What Redis refused is answered
+// to those who wait and kept nowhere: an invalidation came in between (R1, R6, R7).
 func (c *Cache[K, V]) fill(ctx context.Context, claim *claim[K, V], entry layers.Entry[V]) answer[V] {
 	if fill, ok := c.encoded(ctx, claim, entry); ok {
 		c.filled(claim, &entry, fill, c.fillMany(ctx, []layers.Fill{fill})[0])

@@ -28,10 +28,10 @@ type HotKey[K comparable] struct {
 // others from a few. It is empty while nothing is read, and after Close. It asks nobody and may be called concurrently.
 //
 // A key is hot once 200 reads of it a second, or a hundredth of all (twenty at least), leave memory for Redis or the source, or once memory
-// answers 200 of them, or a hundredth of all reads (fifty at least); until it was below half of that for 30 s. A hot key is pinned: no other key drives it out of memory, with at most 256 such
-// keys, a quarter of the memory and 16 MiB. It lives no longer for that: MemoryTTL, events and invalidations hold as ever. And from
-// RefreshAhead of its value's life on it is rebuilt by one process in the fleet, so that nobody meets it past its soft end. Without
-// memory (MemoryTTL negative) there is nothing to pin, and no value whose life is known.
+// answers 200 of them, or a hundredth of all reads (fifty at least); until it was below half of that for 30 s. A hot key is pinned: no other
+// key drives it out of memory, with at most 256 such keys, a quarter of the memory and 16 MiB. It lives no longer for that: MemoryTTL, events
+// and invalidations hold as ever. And from RefreshAhead of its value's life on it is rebuilt by one process in the fleet, so that nobody meets
+// it past its soft end. Without memory (MemoryTTL negative) there is nothing to pin, and no value whose life is known.
 func (c *Cache[K, V]) HotKeys(n int) []HotKey[K] {
 	top := c.hot.Top(n)
 	keys := make([]HotKey[K], len(top))

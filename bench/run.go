@@ -43,7 +43,7 @@ var scenarios = []scenario{
 	{"filter", "The filter's check against bits-and-blooms' own Test; × is time: smaller is better.", false, filterCheck},
 	{"filterlife", "Filters built during inserts in 4 processes, one of them stopped for a while, the stream trimmed, Redis flushed.", true, filterLife},
 	{"ttl", "Loads a second when many keys were loaded at once, TTL 10 min, in virtual time: the busiest second over the mean, after the filling.", false, ttlAvalanche},
-	{"flush", "FLUSHALL at a load of five times what the source can do, 4 processes; memory off.", true, flush},
+	{"flush", "FLUSHALL at a load of five times what the source can do, 4 processes whose memory has room for a tenth of the rows.", true, flush},
 	{"stampede", "One row is gone and 1,000 readers in 4 instances ask for it at once: ours and other libraries.", true, stampede},
 	{"penetration", "Nine of ten requests are for keys that do not exist, each asked for once, as fast as they go.", true, penetration},
 	{"hot", "One key from nothing to half of all requests in 4 instances, while the other half thrashes their memory.", true, hotKey},
