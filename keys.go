@@ -21,7 +21,7 @@ var noKey = strings.Repeat("\xff", maxKeyBytes+1)
 type keyer[K comparable] struct {
 	direct bool                    // K is its own identity: equal keys and equal string forms are the same thing
 	form   func(K) (string, error) // the string form
-	parse  func(string) (K, bool)  // direct only: the way back, for events
+	parse  func(string) (K, bool)  // the way back, which direct has always; nil: there is none
 }
 
 // newKeyer chooses the string form: keyString where given; else strings and integers by kind; else encoding.TextMarshaler; else
@@ -39,7 +39,7 @@ func newKeyer[K comparable](keyString func(K) string) (keyer[K], error) {
 	}
 	var k K
 	if _, ok := any(k).(encoding.TextMarshaler); ok || typ.Implements(reflect.TypeFor[encoding.TextMarshaler]()) {
-		return keyer[K]{form: func(k K) (string, error) {
+		return keyer[K]{parse: parserOfText[K](), form: func(k K) (string, error) {
 			m, ok := any(k).(encoding.TextMarshaler)
 			if !ok {
 				return "", errNilKey
@@ -58,6 +58,45 @@ func newKeyer[K comparable](keyString func(K) string) (keyer[K], error) {
 		}}, nil
 	}
 	return keyer[K]{}, fmt.Errorf("keys of type %v have no string form: give KeyString, or a type that is a string, an integer, an encoding.TextMarshaler or a fmt.Stringer", typ)
+}
+
+// parserOfText is the way back for a type that unmarshals its text; nil for others.
+func parserOfText[K comparable]() func(string) (K, bool) {
+	if _, ok := any(new(K)).(encoding.TextUnmarshaler); !ok {
+		return nil
+	}
+	return func(text string) (key K, ok bool) {
+		u, ok := any(&key).(encoding.TextUnmarshaler)
+		return key, ok && u.UnmarshalText([]byte(text)) == nil
+	}
+}
+
+// backBy has parse, where it is given, be the way back. It is an error if there is none and one is needed.
+func (k *keyer[K]) backBy(parse func(string) (K, error), needed bool) error {
+	if parse != nil && !k.direct {
+		k.parse = func(text string) (K, bool) {
+			key, err := parse(text)
+			return key, err == nil
+		}
+	}
+	if needed && k.parse == nil {
+		return fmt.Errorf("WarmList is set, but a key of type %v is not known from its string form: give ParseKey", reflect.TypeFor[K]())
+	}
+	return nil
+}
+
+// key returns the key of a string form, false if no key has it. Who asks must know that there is a way back. A parser that panics knows no key.
+func (k keyer[K]) key(text string) (key K, ok bool) {
+	defer func() {
+		if recover() != nil {
+			ok = false
+		}
+	}()
+	if key, ok = k.parse(text); ok {
+		form, err := k.form(key)
+		ok = err == nil && form == text
+	}
+	return key, ok
 }
 
 // errNilKey is the error of a nil key of interface type.

@@ -59,6 +59,7 @@ type Cache[K comparable, V any] struct {
 	filterTold filterTold    // what was last told of the filter
 	oldData    atomic.Bool   // the chore: announcements may be missing in the filter in Redis
 	filterKept time.Time     // when the filter's expiries were last renewed; of the goroutine of the chores
+	warmDue    atomic.Int64  // when the warm list is to be written, in Unix nanoseconds
 	stop       context.CancelFunc
 	idle       chan struct{} // closed when the goroutine of the chores has ended
 	closing    sync.Once
@@ -79,6 +80,7 @@ func (c *Cache[K, V]) open() (err error) {
 	c.loads = rebuild.NewLoads(c.gate, c.o.LoadTimeout, c.breaker)
 	c.flights, c.refreshes = rebuild.NewFlight[answer[V]](), rebuild.NewFlight[answer[V]]()
 	c.hot = rebuild.NewHotKeys[K](&hotCare[K, V]{c: c})
+	c.beginWarmList()
 	c.backOff = rebuild.NewPauses(backOffBase, backOffMax, maxPending)
 	c.pending, c.announces = consistency.NewPending(maxPending), consistency.NewPending(maxRecent)
 	c.loss = newLoss(c.o.Filter.Enabled())
@@ -235,6 +237,7 @@ func (c *Cache[K, V]) work(ctx context.Context) {
 		if c.o.Filter.Enabled() {
 			c.keepFilter(ctx)
 		}
+		c.keepWarmList(ctx)
 	}
 }
 
@@ -270,7 +273,7 @@ func (c *Cache[K, V]) replay(ctx context.Context) {
 // Close ends the cache: callers that wait get ErrClosed, loads under way are cancelled (cause ErrClosed) and waited for, LoadTimeout at
 // most, the memory is given back. It is idempotent and leaves no goroutine behind, but for loaders that ignore their context: then its
 // error says how many still run. Invalidations still pending are sent once more; those that Redis does not take are lost with the process,
-// and the error says how many.
+// and the error says how many. The warm list is written once more.
 func (c *Cache[K, V]) Close() error {
 	c.closing.Do(func() { c.closeErr = c.shut() })
 	return c.closeErr
@@ -279,6 +282,7 @@ func (c *Cache[K, V]) Close() error {
 // shut closes what open has made so far.
 func (c *Cache[K, V]) shut() error {
 	c.closed.Store(true)
+	warm := c.warmKeys()
 	c.hot.Close()
 	var errs []error
 	ctx, cancel := context.WithTimeout(context.Background(), c.o.LoadTimeout)
@@ -295,6 +299,7 @@ func (c *Cache[K, V]) shut() error {
 		if c.segments != nil {
 			c.segments.Close()
 		}
+		c.noteWarmKeys(ctx, warm)
 		c.replay(ctx) // else what an ended load left, or Redis refused a moment ago, would stay in Redis until its TTL
 		if c.pending.Overflowed() || c.loss.replays.Overflowed() {
 			errs = append(errs, fmt.Errorf("tiercache: close %q: a Clear, or more invalidations than could be kept, never reached Redis", c.o.Name))

@@ -52,16 +52,19 @@ type Options[K comparable, V any] struct {
 	LoadTimeout  time.Duration            // 3 s; one load, whoever waits
 	LeaseTime    time.Duration            // 3 s; how long a dead process can hold a rebuild; renewed while it lives; at least 100 ms
 
-	Gate      rebuild.GateOptions    // loads at once in this process: 64, 256 waiting, for 100 ms
-	FleetGate *rebuild.Semaphore     // loads at once in all processes: each holds a permit of Name, for which it waits half of LoadTimeout, else ErrOverloaded; nil: no such bound
-	Breaker   rebuild.BreakerOptions // when half of at least 20 loads within 10 s failed, none for 1 s to 5 s; negative FailureRate: never
-	Codec     layers.Codec           // layers.Raw for string and []byte values, else layers.JSON
-	Schema    uint16                 // number of V's shape: an entry of another number in Redis is a miss
-	KeyString func(K) string         // the string form of a key, its identity in every tier; see the package comment
-	ValidKey  func(K) bool           // whether a key can exist at all; see the package comment; nil: every key can
-	Clone     func(V) V              // copies a value on its way into memory and out to each caller; nil: values are shared
-	Hooks     *Hooks                 // told what happens; nil: nobody is
-	Logger    *slog.Logger           // slog.Default()
+	WarmList int // of all processes, the keys read most that Redis remembers for WarmFromList; 0: none; at most 10,000; it needs Shared
+
+	Gate      rebuild.GateOptions     // loads at once in this process: 64, 256 waiting, for 100 ms
+	FleetGate *rebuild.Semaphore      // loads at once in all processes: each holds a permit of Name, for which it waits half of LoadTimeout, else ErrOverloaded; nil: no such bound
+	Breaker   rebuild.BreakerOptions  // when half of at least 20 loads within 10 s failed, none for 1 s to 5 s; negative FailureRate: never
+	Codec     layers.Codec            // layers.Raw for string and []byte values, else layers.JSON
+	Schema    uint16                  // number of V's shape: an entry of another number in Redis is a miss
+	KeyString func(K) string          // the string form of a key, its identity in every tier; see the package comment
+	ParseKey  func(string) (K, error) // the way back from a key's string form, for WarmList: needed with KeyString, and by types that do not unmarshal their text
+	ValidKey  func(K) bool            // whether a key can exist at all; see the package comment; nil: every key can
+	Clone     func(V) V               // copies a value on its way into memory and out to each caller; nil: values are shared
+	Hooks     *Hooks                  // told what happens; nil: nobody is
+	Logger    *slog.Logger            // slog.Default()
 }
 
 // Defaults of Options. Each is chosen, not tuned, where no source is named.
@@ -179,6 +182,14 @@ func (o Options[K, V]) withDefaults() (Options[K, V], error) {
 	if o.Filter.Form == bloom.InRedis && o.FilterFeed != 0 {
 		wrong("FilterFeed is set, but a filter in Redis follows no feed: its Announce is enough")
 	}
+	switch {
+	case o.WarmList < 0:
+		wrong("WarmList is negative: %d", o.WarmList)
+	case o.WarmList > warmListMost:
+		wrong("WarmList is %d, at most %d keys are kept", o.WarmList, warmListMost)
+	case o.WarmList > 0 && o.Shared == nil:
+		wrong("WarmList is set, but there is no Shared to keep it")
+	}
 	o.MemoryTTL, o.AbsentTTL = min(o.MemoryTTL, o.TTL), min(o.AbsentTTL, o.TTL)
 	if o.Codec == nil {
 		o.Codec = defaultCodec[V]()
@@ -207,6 +218,7 @@ func defaultCodec[V any]() layers.Codec {
 // away serves from memory and the source until it is there.
 func New[K comparable, V any](o Options[K, V]) (*Cache[K, V], error) {
 	keys, keyErr := newKeyer[K](o.KeyString)
+	keyErr = errors.Join(keyErr, keys.backBy(o.ParseKey, o.WarmList > 0))
 	o, err := o.withDefaults()
 	gate, gateErr := rebuild.NewGate(o.Gate)
 	breaker, breakerErr := rebuild.NewBreaker(o.Breaker, countsAsFailure, o.Hooks.sourceBreaker())

@@ -64,6 +64,9 @@ func TestEveryMistakeOfOptionsIsNamed(t *testing.T) {
 		{"Filter rate NaN", func(o *opts) { o.Filter = bloom.Options{Capacity: 1, FalsePositiveRate: math.NaN()} }, "FalsePositiveRate"},
 		{"Filter too large", func(o *opts) { o.Filter = bloom.Options{Capacity: math.MaxUint64} }, "Capacity"},
 		{"FilterFirst", func(o *opts) { o.FilterFirst = true }, "FilterFirst"},
+		{"WarmList", func(o *opts) { o.WarmList = -1 }, "WarmList is negative"},
+		{"WarmList too long", func(o *opts) { o.WarmList = 10_001 }, "WarmList is 10001"},
+		{"WarmList without Shared", func(o *opts) { o.WarmList = 1 }, "there is no Shared"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			o := options("mistakes", s)

@@ -894,7 +894,7 @@ func requireAllExpire(t *testing.T, rdb redis.UniversalClient, name string) map[
 }
 
 // P11: whatever was done, everything that this cache has in Redis has an expiry.
-// Broken by: the marker without PXAT; the generation without PX.
+// Broken by: the marker without PXAT; the generation without PX; the warm list without PEXPIRE.
 func TestNothingInRedisIsWithoutExpiry(t *testing.T) {
 	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
 		s, name := newSource(nil), redistest.Name(t)
@@ -904,7 +904,7 @@ func TestNothingInRedisIsWithoutExpiry(t *testing.T) {
 			s.write(keys[i], "row")
 		}
 		o := lasting(name, s)
-		o.Filter = bloom.Options{Capacity: 1000}
+		o.Filter, o.WarmList = bloom.Options{Capacity: 1000}, 10
 		p := openPeers(t, 2, client, o)
 		a, b := p[0], p[1]
 		ctx := t.Context()
@@ -943,7 +943,9 @@ func TestNothingInRedisIsWithoutExpiry(t *testing.T) {
 		_, err = a.GetMany(ctx, keys)
 		require.NoError(t, err)
 		check()
-		for _, kind := range []string{"", "g", "gen", "filter", "new"} {
+		require.NoError(t, a.Close()) // which writes the warm list
+		check()
+		for _, kind := range []string{"", "g", "gen", "filter", "new", "warm"} {
 			require.True(t, seen[kind], "a key that ends in %q was looked at: %v", kind, seen)
 		}
 	})

@@ -216,5 +216,26 @@ func TestRoundTrips(t *testing.T) {
 			require.Equal(t, map[string]int{"clear": 1}, commands)
 			require.Equal(t, 1, trips)
 		})
+
+		t.Run("warm list", func(t *testing.T) {
+			o := o
+			o.Name, o.Filter, o.WarmList = name+"-list", bloom.Options{}, 10
+			old, fresh := openPeer(t, client(t), o), openPeer(t, client(t), o)
+			warm(t, fresh)
+			s.write("listed", "row")
+			requireGet(t, old, "listed", "row")
+			old.wire.reset()
+			require.NoError(t, old.Close())
+			commands, trips := old.wire.sent()
+			require.Equal(t, map[string]int{"warmlist": 1}, commands, "at Close")
+			require.Equal(t, 1, trips)
+			require.NoError(t, fresh.rdb.Del(t.Context(), valueKey(o.Name, "listed")).Err())
+			fresh.wire.reset()
+			_, err := fresh.WarmFromList(t.Context(), tiercache.WarmOptions{})
+			require.NoError(t, err)
+			commands, trips = fresh.wire.sent()
+			require.Equal(t, map[string]int{"zrange": 1, "mget": 1, "acquire": 1, "fill": 1}, commands)
+			require.Equal(t, 4, trips)
+		})
 	})
 }

@@ -76,6 +76,7 @@ type HotKeys[K any] struct {
 	mu       sync.Mutex // the rest
 	leaving  hotStream[K]
 	answered hotStream[K]
+	tally    *tally[K] // nil: nobody takes it
 	began    time.Time
 	hot      map[string]*hotState[K]
 	rates    []HotKey[K] // as of the last window, first the largest
@@ -300,6 +301,9 @@ func (h *HotKeys[K]) collect() (found bool) {
 func (h *HotKeys[K]) feed(samples []hotSample[K]) {
 	h.mu.Lock()
 	for i := range samples {
+		if h.tally != nil {
+			h.tally.add(h.seed, &samples[i])
+		}
 		if s := &samples[i]; s.answered {
 			h.answered.add(h.seed, s)
 		} else {
@@ -327,5 +331,5 @@ func (h *HotKeys[K]) forget() {
 	defer h.mu.Unlock()
 	h.leaving.top, h.answered.top = newTopKeys[K](leavingTop), newTopKeys[K](answeredTop)
 	clear(h.hot)
-	h.rates = nil
+	h.rates, h.tally = nil, nil
 }

@@ -89,6 +89,7 @@ type topKeys[K any] struct {
 type topKey[K any] struct {
 	hash  uint64
 	count uint32
+	over  uint32 // of a tally: what of count may be other keys'
 	id    string
 	key   K
 }

@@ -1,7 +1,6 @@
 package rebuild
 
 import (
-	"cmp"
 	"maps"
 	"slices"
 	"time"
@@ -112,7 +111,7 @@ func (h *HotKeys[K]) ratesLocked() []HotKey[K] {
 	for id, k := range h.hot { // of what memory answers, the samples or the beats know more
 		note(id, k.Key, max(k.beaten-answered[id], 0)).Hot = true
 	}
-	slices.SortFunc(all, func(a, b HotKey[K]) int { return cmp.Or(cmp.Compare(b.Rate, a.Rate), cmp.Compare(a.ID, b.ID)) })
+	slices.SortFunc(all, byRate)
 	return all
 }
 
