@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -23,7 +24,7 @@ func TestNoFalseNegativeThroughTheLifeOfAFilter(t *testing.T) {
 	self, err := os.Executable()
 	require.NoError(t, err)
 	report, err := filterlife.Play(t.Context(), filterlife.Options{
-		Cache: cache.Addr, Source: source.Addr, Name: "life", Rows: 2000, PerSecond: 1000, Phase: 200,
+		Cache: cache.Addr, Source: source.Addr, Name: "life", Rows: 2000, PerSecond: 1000, Phase: 200, Step: time.Second,
 		Start: func(spec string) *exec.Cmd {
 			cmd := exec.Command(self) //nolint:noctx // it ends with its input
 			cmd.Env, cmd.Stderr = append(os.Environ(), filterWorker+"="+spec), os.Stderr
@@ -36,6 +37,13 @@ func TestNoFalseNegativeThroughTheLifeOfAFilter(t *testing.T) {
 	require.Zero(t, sum.Stats.FilterWrong, "false negatives, as the caches see it")
 	require.NotZero(t, sum.Asked)
 	require.Len(t, report.Builds, 3)
+	var course filterlife.Step
+	for _, s := range report.Course() {
+		course.Inserted, course.Asked = course.Inserted+s.Inserted, course.Asked+s.Asked
+	}
+	require.Equal(t, sum.Inserted, course.Inserted, "what is drawn is what was done")
+	require.NotZero(t, course.Asked)
+	require.Less(t, course.Asked, sum.Asked, "the questions at the end are not in it")
 	for i, p := range report.Processes {
 		require.NotZero(t, p.Inserted, "process %d", i)
 		require.NotZero(t, p.Stats.Filtered, "the filter of process %d said something", i)

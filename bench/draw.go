@@ -42,11 +42,27 @@ const (
 // acrossColor is that of bounds and moments: none of a curve's.
 var acrossColor = color.Gray{0x60}
 
-// draw returns the picture in a format of gonum/plot: svg, or png to look at it. The same series give the same bytes. Title and legend stand
-// above the curves, which they would hide, and so do the texts of moments.
-func (f *figure) draw(format string) ([]byte, error) {
-	if err := f.check(); err != nil {
+// svg returns the picture. The same series give the same bytes.
+func (f *figure) svg() ([]byte, error) {
+	canvas, err := vgdraw.NewFormattedCanvas(pictureWidth, pictureHeight, "svg")
+	if err == nil {
+		err = f.draw(vgdraw.New(canvas))
+	}
+	var out bytes.Buffer
+	if err == nil {
+		_, err = canvas.WriteTo(&out)
+	}
+	if err != nil {
 		return nil, err
+	}
+	// Where a reader's machine lacks the font that gonum/plot names, one as wide takes its place.
+	return bytes.ReplaceAll(out.Bytes(), []byte("font-family:Liberation Sans;"), []byte("font-family:Liberation Sans,Arial,Helvetica,sans-serif;")), nil
+}
+
+// draw draws the picture on all of c. Title, legend and the texts of moments stand above the curves, which they would hide.
+func (f *figure) draw(c vgdraw.Canvas) error {
+	if err := f.check(); err != nil {
+		return err
 	}
 	p := plot.New()
 	for _, s := range []*plottext.Style{&p.X.Label.TextStyle, &p.X.Tick.Label, &p.Y.Tick.Label} {
@@ -54,33 +70,21 @@ func (f *figure) draw(format string) ([]byte, error) {
 	}
 	p.X.Label.Text = f.curves[0].XUnit
 	p.X.Padding, p.Y.Padding = 2, 2
+	p.X.Tick.Marker, p.Y.Tick.Marker = numbered(plot.DefaultTicks{}), numbered(plot.DefaultTicks{})
 	grid := plotter.NewGrid()
 	grid.Vertical.Width, grid.Horizontal.Color = 0, color.Gray{0xdd}
 	p.Add(grid)
 	legend := legend{}
-	var err error
 	if f.curves[0].Names != nil || !slices.ContainsFunc(f.curves, func(s Series) bool { return len(s.X) > 1 }) {
 		f.addBars(p, &legend)
-	} else {
-		err = f.addLines(p, &legend)
+	} else if err := f.addLines(p, &legend); err != nil {
+		return fmt.Errorf("%s: %w", f.title(), err)
 	}
-	for _, s := range f.bounds {
-		across := vgdraw.LineStyle{Color: acrossColor, Width: 1, Dashes: []vg.Length{6, 3}}
-		if p.Y.Max = max(p.Y.Max, s.Y[0]); !f.curves[0].Log {
-			p.Y.Min = min(p.Y.Min, s.Y[0])
-		}
-		p.Add(boundLine{across, s.Y[0]})
-		legend.add(s.Subject, (&plotter.Line{LineStyle: across}).Thumbnail)
-	}
+	f.addBounds(p, &legend)
 	f.scale(p)
 	labels := f.labels(p)
 	p.Add(labels)
 
-	canvas, errCanvas := vgdraw.NewFormattedCanvas(pictureWidth, pictureHeight, format)
-	if err := cmp.Or(err, errCanvas); err != nil {
-		return nil, fmt.Errorf("%s: %w", f.title(), err)
-	}
-	c := vgdraw.New(canvas)
 	c.SetColor(color.White)
 	c.Fill(c.Rectangle.Path())
 	c = vgdraw.Crop(c, margin, -margin, margin, -margin)
@@ -91,12 +95,19 @@ func (f *figure) draw(format string) ([]byte, error) {
 	upwards.Rotation, upwards.XAlign = math.Pi/2, plottext.XCenter
 	c.FillText(upwards, vg.Point{X: c.Min.X + textSize, Y: c.Center().Y}, f.curves[0].Unit)
 	p.Draw(vgdraw.Crop(c, textSize+gap/2, 0, 0, 0))
-	var out bytes.Buffer
-	if _, err := canvas.WriteTo(&out); err != nil {
-		return nil, fmt.Errorf("%s: %w", f.title(), err)
+	return nil
+}
+
+// addBounds adds the heights that curves are held against.
+func (f *figure) addBounds(p *plot.Plot, l *legend) {
+	for _, s := range f.bounds {
+		across := vgdraw.LineStyle{Color: acrossColor, Width: 1, Dashes: []vg.Length{6, 3}}
+		if p.Y.Max = max(p.Y.Max, s.Y[0]); !f.curves[0].Log {
+			p.Y.Min = min(p.Y.Min, s.Y[0])
+		}
+		p.Add(boundLine{across, s.Y[0]})
+		l.add(s.Subject, (&plotter.Line{LineStyle: across}).Thumbnail)
 	}
-	// Where a reader's machine lacks the font that gonum/plot names, one as wide takes its place.
-	return bytes.ReplaceAll(out.Bytes(), []byte("font-family:Liberation Sans;"), []byte("font-family:Liberation Sans,Arial,Helvetica,sans-serif;")), nil
 }
 
 func lettering(size vg.Length) plottext.Style {
@@ -106,7 +117,7 @@ func lettering(size vg.Length) plottext.Style {
 // scale sets the ends of the axes and what is written at them.
 func (f *figure) scale(p *plot.Plot) {
 	if f.curves[0].Log {
-		p.Y.Scale, p.Y.Tick.Marker = plot.LogScale{}, plot.TickerFunc(powersOfTen)
+		p.Y.Scale, p.Y.Tick.Marker = plot.LogScale{}, numbered(plot.LogTicks{})
 		p.Y.Max = max(p.Y.Max, 10)
 	}
 	if f.curves[0].LogX {
@@ -171,15 +182,17 @@ func (f *figure) measured() plot.ConstantTicks {
 	return ticks
 }
 
-// powersOfTen are the ticks of a logarithmic axis, with their numbers written out. One beyond its ends would take room from the curves.
-func powersOfTen(low, high float64) []plot.Tick {
-	ticks := slices.DeleteFunc(plot.LogTicks{}.Ticks(low, high), func(t plot.Tick) bool { return t.Value < low || t.Value > high })
-	for i := range ticks {
-		if ticks[i].Label != "" {
-			ticks[i].Label = number(ticks[i].Value)
+// numbered are another one's ticks with their numbers as they stand in tables. A tick beyond the axis would take room from the curves.
+func numbered(of plot.Ticker) plot.TickerFunc {
+	return func(low, high float64) []plot.Tick {
+		ticks := slices.DeleteFunc(of.Ticks(low, high), func(t plot.Tick) bool { return t.Value < low || t.Value > high })
+		for i := range ticks {
+			if ticks[i].Label != "" {
+				ticks[i].Label = number(ticks[i].Value)
+			}
 		}
+		return ticks
 	}
-	return ticks
 }
 
 // addBars adds bars with their figures: groups with a legend where the curves have names, else one bar a curve, which stands for its subject.
@@ -286,9 +299,12 @@ func (f *figure) labels(p *plot.Plot) *momentLines {
 	var taken []float64 // in each row, up to where
 	for _, s := range m.all {
 		from, to := m.place(s, width*(s.X[0]-p.X.Min)/(p.X.Max-p.X.Min), width)
-		row := slices.IndexFunc(taken, func(end float64) bool { return end < from })
-		if row < 0 {
-			row, taken = len(taken), append(taken, 0)
+		row := len(taken) // below all texts that its line would else cross
+		for row > 0 && taken[row-1] < from {
+			row--
+		}
+		if row == len(taken) {
+			taken = append(taken, 0)
 		}
 		taken[row] = to + gap
 		m.row = append(m.row, row)

@@ -117,7 +117,7 @@ func (r *Report) drawAll(dir string) error {
 	var errs []error
 	for _, scenario := range r.Scenarios {
 		for _, f := range r.figures(scenario) {
-			picture, err := f.draw("svg")
+			picture, err := f.svg()
 			if err == nil {
 				err = errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, f.file()), picture, 0o644))
 			}

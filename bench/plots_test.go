@@ -130,9 +130,9 @@ func TestTextsOfMomentsHaveRoom(t *testing.T) {
 	from, to := labels.place(labels.all[3], 495, 500)
 	require.InDelta(t, 495, to, 0)
 	require.Less(t, from, 470.0)
-	first, err := f.draw("svg")
+	first, err := f.svg()
 	require.NoError(t, err)
-	again, err := f.draw("svg")
+	again, err := f.svg()
 	require.NoError(t, err)
 	require.Equal(t, string(first), string(again))
 }
@@ -143,10 +143,10 @@ func TestTextsOfMomentsHaveRoom(t *testing.T) {
 func TestLogarithmicPicturesOfNothing(t *testing.T) {
 	lines := figure{scenario: "s", what: "lines", curves: []Series{{Subject: "ours", Log: true, X: []float64{0, 1}, Y: []float64{0, -2}}}}
 	lines.add(lines.curves[0].boundAt(0, "none"))
-	_, err := lines.draw("svg")
+	_, err := lines.svg()
 	require.NoError(t, err)
 	bars := figure{scenario: "s", what: "bars", curves: []Series{{Subject: "ours", Log: true, X: []float64{0}, Y: []float64{1}}, {Subject: "theirs", Log: true, X: []float64{0}, Y: []float64{0}}}}
-	_, err = bars.draw("svg")
+	_, err = bars.svg()
 	require.NoError(t, err)
 	p := plot.New()
 	bars.addBars(p, &legend{})

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"time"
 
 	"github.com/tiercache/tiercache/internal/filterlife"
 )
@@ -16,7 +17,11 @@ import (
 // What misleads: the source is a set in another Redis server, which gives a scan as fast as it is read; a database is slower. Processes,
 // both servers and all questions share the machine's processors.
 
-const filterLifeName = "filterlife"
+const (
+	filterLifeName    = "filterlife"
+	filterLifeInserts = 1000 // a second
+	filterLifeStep    = 250 * time.Millisecond
+)
 
 func filterLife(ctx context.Context, e *env) (_ []Row, err error) {
 	source, err := startServer(ctx)
@@ -35,7 +40,7 @@ func filterLife(ctx context.Context, e *env) (_ []Row, err error) {
 	}
 	o := filterlife.Options{
 		Cache: cache.addr, Source: source.addr, Name: filterLifeName,
-		Rows: pick(e, 200_000, 5000), PerSecond: 1000, Phase: pick(e, 5000, 300),
+		Rows: pick(e, 200_000, 5000), PerSecond: filterLifeInserts, Phase: pick(e, 5000, 300), Step: filterLifeStep,
 		Start: func(spec string) *exec.Cmd {
 			cmd := exec.CommandContext(ctx, self, WorkerFlag, filterLifeName, spec)
 			cmd.Stderr = os.Stderr
@@ -53,13 +58,35 @@ func filterLife(ctx context.Context, e *env) (_ []Row, err error) {
 	processes := float64(len(report.Processes))
 	rows := []Row{
 		valueRow("false negatives", float64(sum.Wrong+sum.Stats.FilterWrong), "", atMost(0), fmt.Sprintf("%d questions for committed rows; %d ended with an error", sum.Asked, sum.Failed)),
-		valueRow("inserts", float64(sum.Inserted), "", budget{}, fmt.Sprintf("%.0f a second while %d processes inserted and asked", float64(sum.Inserted)/report.Took.Seconds(), len(report.Processes))),
+		valueRow("inserts a second, while nothing was held", float64(sum.Inserted)/(sum.Free.Seconds()/processes), "", pick(e, atLeast(filterLifeInserts), budget{}), fmt.Sprintf("%d in %v, all processes together; %d asked for, with one stopped", sum.Inserted, (sum.Free/time.Duration(processes)).Round(100*time.Millisecond), filterLifeInserts)),
 		valueRow("time in which everything passed", 100*sum.Passing.Seconds()/(processes*report.Took.Seconds()), "%", budget{}, "of the time of all processes; one was stopped, announcements were lost twice"),
 	}
 	for i, took := range report.Builds {
 		rows = append(rows, valueRow(fmt.Sprintf("build %d", i+1), took.Seconds(), "s", budget{}, []string{"before anything was inserted", "limited, during inserts, one process stopped", "limited, after the flush"}[i]))
 	}
+	e.plot(filterLifeCurves(report)...)
 	return rows, nil
+}
+
+// filterLifeCurves are the play's course, with what befell the fleet.
+func filterLifeCurves(report filterlife.Report) []Series {
+	seconds := filterLifeStep.Seconds()
+	inserts := Series{Subject: "inserts", What: "course", Unit: "a second, all processes", XUnit: "s"}
+	questions, wrong := inserts, inserts
+	questions.Subject, wrong.Subject = "questions for committed rows", "false negatives"
+	passing := Series{Subject: "processes that let everything pass", What: "processes without a filter", Unit: "processes", XUnit: "s"}
+	for i, s := range report.Course() {
+		at := float64(i) * seconds
+		inserts.add(at, float64(s.Inserted)/seconds)
+		questions.add(at, float64(s.Asked)/seconds)
+		wrong.add(at, float64(s.Wrong)/seconds)
+		passing.add(at, s.Passing.Seconds()/seconds)
+	}
+	all := []Series{questions, inserts, wrong, passing, inserts.boundAt(filterLifeInserts, fmt.Sprintf("asked for: %d inserts", filterLifeInserts))}
+	for _, m := range report.Moments {
+		all = append(all, inserts.momentAt(m.At.Seconds(), m.What), passing.momentAt(m.At.Seconds(), m.What))
+	}
+	return all
 }
 
 // filterLifeWorker is one process of it; what stands in the place of the address is its spec.

@@ -30,12 +30,14 @@ const (
 	hotFrom      = 2 * time.Second // after the load begins
 	hotSettled   = 3 * time.Second // after that Redis' commands are counted
 	hotName      = "hot-one"
+	hotStep      = 500 * time.Millisecond // of the picture
 )
 
 func hotKey(ctx context.Context, e *env) (_ []Row, err error) {
 	var caches [hotInstances]*tiercache.Cache[string, string]
+	trips := &tripCounter{needle: hotName}
 	for i := range caches {
-		shared, stop, err := connect(ctx, e.server.addr)
+		shared, stop, err := connect(ctx, e.server.addr, trips)
 		if err != nil {
 			return nil, err
 		}
@@ -59,6 +61,7 @@ func hotKey(ctx context.Context, e *env) (_ []Row, err error) {
 		}
 	}
 
+	reading := startSampler(hotStep, func() []float64 { return []float64{float64(trips.n.Load())} })
 	counted := pick(e, 16*time.Second, 4*time.Second)
 	end := time.Now().Add(hotFrom + hotSettled + counted)
 	heat := time.Now().Add(hotFrom)
@@ -82,14 +85,34 @@ func hotKey(ctx context.Context, e *env) (_ []Row, err error) {
 	time.Sleep(time.Until(heat.Add(hotSettled)))
 	reads, from, err := hotCommands(ctx, e, end)
 	done.Wait()
+	steps := reading.stop()
 	if err := errors.Join(err, errors.Join(failed...), context.Cause(ctx)); err != nil {
 		return nil, err
 	}
+	e.plot(hotCurves(steps, heat.Sub(reading.began), after)...)
 	rate := float64(asked.Load()) / time.Since(heat).Seconds() / hotInstances
 	return []Row{
 		valueRow("until it is pinned in every instance", after.Seconds(), "s", atMost(2), fmt.Sprintf("from its first request on; %.0f requests a second of an instance", rate)),
 		valueRow("Redis commands for it, a second", reads/from.Seconds(), "", atMost(hotInstances/hotMemoryTTL.Seconds()), fmt.Sprintf("%d instances ÷ MemoryTTL of %v", hotInstances, hotMemoryTTL)),
 	}, nil
+}
+
+// hotCurves are the round trips of all instances for the key, as their clients count them: MONITOR would slow down what is measured. Each
+// instance reads it once in a MemoryTTL, all of them at about the same moment, so a point is the mean of that time before it.
+func hotCurves(steps []sample, heat, after time.Duration) []Series {
+	reads := Series{Subject: "round trips for the key", What: "what Redis sees of the hot key", Unit: "a second, all instances", XUnit: fmt.Sprintf("s, each point of the %v before it", hotMemoryTTL)}
+	for i, s := range steps {
+		var trips, during float64
+		for _, before := range steps[max(0, i+1-int(hotMemoryTTL/hotStep)) : i+1] {
+			trips, during = trips+before.grown[0], during+before.lasted.Seconds()
+		}
+		reads.add(s.at.Seconds(), trips/during)
+	}
+	most := hotInstances / hotMemoryTTL.Seconds()
+	return []Series{
+		reads, reads.boundAt(most, fmt.Sprintf("budget: instances ÷ MemoryTTL = %s", number(most))),
+		reads.momentAt(heat.Seconds(), "half of all requests"), reads.momentAt((heat + after).Seconds(), "pinned in every instance"),
+	}
 }
 
 // hotCommands counts the commands for the key that Redis is sent until end. MONITOR slows a server down: it runs only then.

@@ -45,7 +45,22 @@ type floodRun struct {
 	refused, failed float64 // requests for rows: refused by the gate; other errors
 	hits            float64 // share of the requests for rows that memory answered
 	waits           []float64
-	gained          float64 // keys in Redis
+	gained          float64  // keys in Redis
+	steps           []sample // of absent keys, rows, absent keys that reached the source, hits in memory
+}
+
+// floodCounts are the requests that each caller has made, for absent keys and for rows. Callers count in places of their own.
+type floodCounts [floodCallers]struct {
+	absent, rows atomic.Int64
+	_            [48]byte
+}
+
+func (c *floodCounts) sum() (absent, rows float64) {
+	for i := range c {
+		absent += float64(c[i].absent.Load())
+		rows += float64(c[i].rows.Load())
+	}
+	return absent, rows
 }
 
 func penetration(ctx context.Context, e *env) ([]Row, error) {
@@ -62,6 +77,7 @@ func penetration(ctx context.Context, e *env) ([]Row, error) {
 	if err != nil {
 		return nil, err
 	}
+	e.plot(floodCurves(calm, filtered, bare)...)
 	detail := func(r *floodRun) string {
 		return fmt.Sprintf("of %.0f absent keys; %.0f requests for rows beside them", r.absent, r.rows)
 	}
@@ -137,23 +153,55 @@ func flood(ctx context.Context, e *env, lasts time.Duration, flooded, filter boo
 	rdb := redis.NewClient(&redis.Options{Addr: e.server.addr})
 	defer rdb.Close() //nolint:errcheck // reads only
 
-	r := &floodRun{}
-	if _, err := r.ask(ctx, cache, rows, floodWarmUp, flooded); err != nil {
+	counts := &floodCounts{}
+	if _, err := counts.ask(ctx, cache, rows, floodWarmUp, flooded); err != nil {
 		return nil, err
 	}
 	src.reset()
 	most.Store(0)
 	before, keys := cache.Stats(), rdb.DBSize(ctx).Val()
-	out, err := r.ask(ctx, cache, rows, lasts, flooded)
+	counts = &floodCounts{}
+	watch := startSampler(pick(e, time.Second, 100*time.Millisecond), func() []float64 {
+		absent, real := counts.sum()
+		return []float64{absent, real, float64(src.stats().absent), float64(cache.Stats().MemoryHits)}
+	})
+	out, err := counts.ask(ctx, cache, rows, lasts, flooded)
+	steps := watch.stop()
 	if err != nil {
 		return nil, err
 	}
+	out.steps = steps
 	out.most, out.gained = most.Load(), float64(rdb.DBSize(ctx).Val()-keys)
 	if flooded {
 		out.asked = float64(src.stats().absent)
 	}
 	out.hits = float64(cache.Stats().MemoryHits-before.MemoryHits) / max(out.rows, 1)
 	return out, nil
+}
+
+// floodCurves are the share of absent keys that reaches the source and the share of the rows that memory answers, over time.
+func floodCurves(calm, filtered, bare *floodRun) []Series {
+	share := func(r *floodRun, s Series, part, of int) Series {
+		for _, step := range r.steps {
+			if step.grown[of] > 0 {
+				s.add((step.at - step.lasted).Seconds(), 100*step.grown[part]/step.grown[of])
+			}
+		}
+		return s
+	}
+	const absent, rows, asked, hits = 0, 1, 2, 3
+	reach := Series{What: "absent keys at the source", Unit: "% of those asked for", XUnit: "s of the flood"}
+	kept := Series{What: "hits of rows in memory", Unit: "% of the requests for rows", XUnit: "s of the flood"}
+	named := func(s Series, subject string) Series { s.Subject = subject; return s }
+	return []Series{
+		share(filtered, named(reach, "with a filter"), asked, absent),
+		share(bare, named(reach, "without"), asked, absent),
+		reach.boundAt(100*1.2*floodRate, fmt.Sprintf("budget with a filter: 1.2 × %s %%", number(100*floodRate))),
+		share(filtered, named(kept, "with a filter"), hits, rows),
+		share(bare, named(kept, "without"), hits, rows),
+		share(calm, named(kept, "no flood"), hits, rows),
+		kept.boundAt(100*calm.hits-2, "budget with a filter: 2 points below no flood"),
+	}
 }
 
 // existing is keys as a scan gives them.
@@ -168,7 +216,7 @@ func existing(keys []string) func(yield func(string, error) bool) {
 }
 
 // ask has all callers ask for so long.
-func (*floodRun) ask(ctx context.Context, cache *tiercache.Cache[string, string], rows []string, lasts time.Duration, flooded bool) (*floodRun, error) {
+func (c *floodCounts) ask(ctx context.Context, cache *tiercache.Cache[string, string], rows []string, lasts time.Duration, flooded bool) (*floodRun, error) {
 	popular := zipf(len(rows), 0.99)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -183,7 +231,7 @@ func (*floodRun) ask(ctx context.Context, cache *tiercache.Cache[string, string]
 			own := floodRun{}
 			for time.Now().Before(end) && ctx.Err() == nil {
 				if flooded && random.IntN(10) > 0 {
-					own.absent++
+					c[w].absent.Add(1)
 					if v, err := cache.Get(ctx, fmt.Sprint("none-", random.Uint64())); err == nil {
 						mu.Lock()
 						wrong = fmt.Errorf("an absent key has the row %q", v)
@@ -191,7 +239,7 @@ func (*floodRun) ask(ctx context.Context, cache *tiercache.Cache[string, string]
 					}
 					continue
 				}
-				own.rows++
+				c[w].rows.Add(1)
 				began := time.Now()
 				_, err := cache.Get(ctx, rows[popular.draw(random)])
 				own.waits = append(own.waits, time.Since(began).Seconds()*1e3)
@@ -204,13 +252,12 @@ func (*floodRun) ask(ctx context.Context, cache *tiercache.Cache[string, string]
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			sum.absent += own.absent
-			sum.rows += own.rows
 			sum.refused += own.refused
 			sum.failed += own.failed
 			sum.waits = append(sum.waits, own.waits...)
 		})
 	}
 	done.Wait()
+	sum.absent, sum.rows = c.sum()
 	return sum, errors.Join(wrong, context.Cause(ctx))
 }

@@ -49,11 +49,12 @@ func ttlAvalanche(ctx context.Context, e *env) ([]Row, error) {
 		what   string
 		plan   ttlPlan
 		budget budget
+		curve  string
 	}{
-		{"a minute's filling: busiest second over the mean", ttlPlan{keys, time.Minute, long, ""}, atMost(1.5)},
-		{"a second's filling (flush): the same", ttlPlan{keys, time.Second, short, ""}, atMost(1.5)},
-		{"a minute's filling, jitter without cold spread", ttlPlan{keys, time.Minute, short, "jitter"}, budget{}},
-		{"a minute's filling, neither", ttlPlan{keys, time.Minute, short, "none"}, budget{}},
+		{"a minute's filling: busiest second over the mean", ttlPlan{keys, time.Minute, long, ""}, atMost(1.5), "tiercache"},
+		{"a second's filling (flush): the same", ttlPlan{keys, time.Second, short, ""}, atMost(1.5), "tiercache, filled within a second"},
+		{"a minute's filling, jitter without cold spread", ttlPlan{keys, time.Minute, short, "jitter"}, budget{}, "jitter alone"},
+		{"a minute's filling, neither", ttlPlan{keys, time.Minute, short, "none"}, budget{}, "neither jitter nor cold spread"},
 	} {
 		if e.Quick { // with few keys chance alone makes a busiest second
 			of.budget = budget{}
@@ -62,6 +63,7 @@ func ttlAvalanche(ctx context.Context, e *env) ([]Row, error) {
 		if err != nil {
 			return nil, err
 		}
+		e.plot(loads.perMinute(of.curve))
 		peak, mean, total := loads.afterFilling(of.plan.Fill)
 		rows = append(rows, valueRow(of.what, peak/mean, "x", of.budget,
 			fmt.Sprintf("%.0f against %.0f loads/s; %.2f loads a key in %v", peak, mean, total/float64(keys), of.plan.Until)))
@@ -82,6 +84,19 @@ func ttlWork(ctx context.Context, p ttlPlan) (loads ttlLoads, err error) {
 		return loads, fmt.Errorf("ttl: %s", loads.Failed)
 	}
 	return loads, w.stop()
+}
+
+// perMinute is the picture's curve: a second's loads would be too many points.
+func (l ttlLoads) perMinute(subject string) Series {
+	s := Series{Subject: subject, What: "loads", Unit: "loads a minute", XUnit: "minutes of virtual time, all keys loaded first in minute 0, TTL 10"}
+	for i := 0; i < len(l.Seconds); i += 60 {
+		sum := 0
+		for _, n := range l.Seconds[i:min(i+60, len(l.Seconds))] {
+			sum += n
+		}
+		s.add(float64(i/60), float64(sum))
+	}
+	return s
 }
 
 // afterFilling returns the busiest and the mean second behind the filling, and all loads.

@@ -30,8 +30,9 @@ type Options struct {
 	Cache, Source string                      // addresses of two Redis servers: the first is flushed
 	Name          string                      // of the cache
 	Rows          int                         // in the source at the beginning
-	PerSecond     int                         // inserts, of all processes
+	PerSecond     int                         // inserts, of the processes that are not stopped, also while one is
 	Phase         int                         // inserts between two faults
+	Step          time.Duration               // of the course in the report; 0: none
 	Start         func(spec string) *exec.Cmd // a command that calls Work with spec, its standard input and output
 }
 
@@ -41,13 +42,14 @@ type Report struct {
 	Builds    []time.Duration // those that ended well
 	Refused   []string        // why the others did not
 	Took      time.Duration
+	Moments   []Moment
 }
 
 // Sum adds up what all processes have seen.
 func (r Report) Sum() (a Answer) {
 	for _, p := range r.Processes {
 		a.Inserted, a.Asked, a.Wrong, a.Failed, a.Absent = a.Inserted+p.Inserted, a.Asked+p.Asked, a.Wrong+p.Wrong, a.Failed+p.Failed, a.Absent+p.Absent
-		a.Passing += p.Passing
+		a.Passing, a.Free = a.Passing+p.Passing, a.Free+p.Free
 		if a.First == "" {
 			a.First = p.First
 		}
@@ -61,6 +63,7 @@ type play struct {
 	Options
 	cache, source *redis.Client
 	fleet         []*child
+	began         time.Time
 	report        Report
 }
 
@@ -97,14 +100,19 @@ func Play(ctx context.Context, o Options) (report Report, err error) {
 		}
 		err = errors.Join(err, p.cache.Close(), p.source.Close())
 	}()
-	began := time.Now()
+	p.began = time.Now()
 	for _, step := range []func(context.Context) error{p.prepare, p.buildWhileOneIsStopped, p.trimAndFlush, p.recover, p.finish} {
 		if err := step(ctx); err != nil {
 			return p.report, err
 		}
 	}
-	p.report.Took = time.Since(began)
+	p.report.Took = time.Since(p.began)
 	return p.report, nil
+}
+
+// note says that something befalls the fleet now.
+func (p *play) note(what string) {
+	p.report.Moments = append(p.report.Moments, Moment{time.Since(p.began), what})
 }
 
 // end has the process end, or ends it.
@@ -131,7 +139,7 @@ func (p *play) prepare(ctx context.Context) error {
 	for i := range processes {
 		spec, err := json.Marshal(Spec{
 			Cache: p.Cache, Source: p.Source, Name: p.Name, Number: i,
-			Every: processes * time.Second / time.Duration(p.PerSecond), Rows: uint64(2*p.Rows + 100_000), //nolint:gosec // not negative
+			Every: (processes - 1) * time.Second / time.Duration(p.PerSecond), Began: p.began, Step: p.Step, Rows: uint64(2*p.Rows + 100_000), //nolint:gosec // not negative
 		})
 		if err != nil {
 			return err
@@ -146,6 +154,7 @@ func (p *play) prepare(ctx context.Context) error {
 	if err := p.believed(ctx); err != nil {
 		return err
 	}
+	p.note("inserts")
 	if err := p.all(order{Do: "begin"}); err != nil {
 		return err
 	}
@@ -180,6 +189,7 @@ func (p *play) buildWhileOneIsStopped(ctx context.Context) error {
 	if err := p.last().signal(ctx, "-STOP"); err != nil {
 		return err
 	}
+	p.note("one stopped")
 	since, err := p.cache.Time(ctx).Result()
 	if err != nil {
 		return fmt.Errorf("filterlife: %w", err)
@@ -188,6 +198,7 @@ func (p *play) buildWhileOneIsStopped(ctx context.Context) error {
 	if err := each(running, order{Do: "go"}); err != nil {
 		return err
 	}
+	p.note("build 2")
 	if err := p.build(0, p.Rows); err != nil { // about a second and a half of inserts
 		return err
 	}
@@ -208,6 +219,7 @@ func (p *play) trimAndFlush(ctx context.Context) error {
 	if err := p.hold(running); err != nil {
 		return err
 	}
+	p.note("trim")
 	if err := p.cache.XTrimMaxLen(ctx, stream, 1).Err(); err != nil {
 		return fmt.Errorf("filterlife: %w", err)
 	}
@@ -225,6 +237,7 @@ func (p *play) trimAndFlush(ctx context.Context) error {
 	if err := p.hold(running); err != nil {
 		return err
 	}
+	p.note("flush; it goes on")
 	if err := p.cache.FlushAll(ctx).Err(); err != nil {
 		return fmt.Errorf("filterlife: %w", err)
 	}
@@ -238,12 +251,14 @@ func (p *play) recover(ctx context.Context) error {
 	if err := p.more(ctx); err != nil {
 		return err
 	}
+	p.note("build 3")
 	if err := p.build(2, p.Rows); err != nil {
 		return err
 	}
 	if err := p.believed(ctx); err != nil {
 		return err
 	}
+	p.note("believed")
 	return p.more(ctx)
 }
 
@@ -259,6 +274,11 @@ func (p *play) finish(context.Context) error {
 		if err != nil {
 			return err
 		}
+		course, err := c.do(order{Do: "course"})
+		if err != nil {
+			return err
+		}
+		a.Course = course.Course
 		p.report.Processes = append(p.report.Processes, a)
 	}
 	return p.all(order{Do: "go"})

@@ -26,13 +26,15 @@ type Spec struct {
 	Source string        // address of the source
 	Name   string        // of the cache, and of the set of rows
 	Number int           // of this process
-	Every  time.Duration // between two inserts
+	Every  time.Duration // between two inserts of this process
+	Began  time.Time     // of the play
+	Step   time.Duration // of its course; 0: none is kept
 	Rows   uint64        // the filter's capacity
 }
 
 // order is what a process is told to do. Each is answered by one Answer.
 type order struct {
-	Do     string // begin, hold, heard, go, build, built, look, end
+	Do     string // begin, hold, heard, go, build, built, look, end, course
 	Heard  uint64 // heard: waits until so many announcements were heard, this process's own among them
 	PerSec int    // build: rows a second; 0: no limit
 }
@@ -46,6 +48,8 @@ type Answer struct {
 	Failed   uint64        // of these, answered by an error
 	Absent   uint64        // questions for rows that there never were
 	Passing  time.Duration // time in which the filter let everything pass
+	Free     time.Duration // time in which rows could be inserted and asked for
+	Course   []Step        // to the order course alone; the questions for all rows at the end are not in it, wrong answers to them are
 	Error    string        // of a build
 	Took     time.Duration // by a build
 	Stats    tiercache.Stats
@@ -57,7 +61,9 @@ type process struct {
 	cache  *tiercache.Cache[string, string]
 	source *redis.Client
 
-	holding sync.RWMutex // held while nothing may be inserted or asked; shared by an insert and a question
+	holding sync.RWMutex  // held while nothing may be inserted or asked; shared by an insert and a question
+	since   time.Time     // of begin, or the last go; zero while it is held
+	free    time.Duration // before since
 	heard   atomic.Uint64
 	loops   sync.WaitGroup
 	build   chan Answer
@@ -65,6 +71,7 @@ type process struct {
 	inserted, asked, wrong, failed, absent atomic.Uint64
 	passing                                atomic.Int64
 	first                                  atomic.Pointer[string]
+	course                                 course
 }
 
 // Work is the life of one process: it does what it is told on in, and answers on out. It ends when in does.
@@ -73,6 +80,7 @@ func Work(ctx context.Context, spec string, in *json.Decoder, out *json.Encoder)
 	if err := json.Unmarshal([]byte(spec), &p.spec); err != nil {
 		return fmt.Errorf("filterlife: %w", err)
 	}
+	p.course.began, p.course.step = p.spec.Began, p.spec.Step
 	p.source = redis.NewClient(&redis.Options{Addr: p.spec.Source})
 	defer p.source.Close() //nolint:errcheck // the process ends
 	rdb := redis.NewClient(&redis.Options{Addr: p.spec.Cache, ContextTimeoutEnabled: true})
@@ -130,12 +138,18 @@ func (p *process) open(shared *layers.Redis) (err error) {
 func (p *process) do(ctx context.Context, o order) (Answer, error) {
 	switch o.Do {
 	case "begin":
-		for _, loop := range []func(context.Context){p.insert, p.ask, p.askAbsent, p.watch} {
+		for i := range inserters {
+			p.loops.Go(func() { p.insert(ctx, i) })
+		}
+		for _, loop := range []func(context.Context){p.ask, p.askAbsent, p.watch} {
 			p.loops.Go(func() { loop(ctx) })
 		}
+		p.since = time.Now()
 	case "hold":
 		p.holding.Lock()
+		p.free, p.since = p.free+time.Since(p.since), time.Time{}
 	case "go":
+		p.since = time.Now()
 		p.holding.Unlock()
 	case "heard":
 		for p.heard.Load() < o.Heard && ctx.Err() == nil {
@@ -154,6 +168,8 @@ func (p *process) do(ctx context.Context, o order) (Answer, error) {
 		a := <-p.build
 		return a, nil
 	case "look":
+	case "course":
+		return Answer{Course: p.course.all()}, nil
 	case "end":
 		return p.look(), p.askAll(ctx)
 	default:
@@ -165,7 +181,10 @@ func (p *process) do(ctx context.Context, o order) (Answer, error) {
 func (p *process) look() Answer {
 	a := Answer{
 		Inserted: p.inserted.Load(), Asked: p.asked.Load(), Wrong: p.wrong.Load(), Failed: p.failed.Load(), Absent: p.absent.Load(),
-		Passing: time.Duration(p.passing.Load()), Stats: p.cache.Stats(),
+		Passing: time.Duration(p.passing.Load()), Free: p.free, Stats: p.cache.Stats(),
+	}
+	if !p.since.IsZero() {
+		a.Free += time.Since(p.since)
 	}
 	if first := p.first.Load(); first != nil {
 		a.First = *first
@@ -203,11 +222,15 @@ func (p *process) each(ctx context.Context, every time.Duration, f func()) {
 	}
 }
 
+// inserters are the goroutines of a process that insert: a row takes an announcement, a commit and a question, one after the other, and a process
+// that waited for each would insert as many as the round trips let it. Chosen; not tuned.
+const inserters = 4
+
 // insert announces rows and commits them, and asks for each at once.
-func (p *process) insert(ctx context.Context) {
+func (p *process) insert(ctx context.Context, inserter int) {
 	n := 0
-	p.each(ctx, p.spec.Every, func() {
-		key := strconv.Itoa(p.spec.Number) + "-" + strconv.Itoa(n)
+	p.each(ctx, inserters*p.spec.Every, func() {
+		key := fmt.Sprintf("%d-%d-%d", p.spec.Number, inserter, n)
 		if p.cache.Announce(ctx, key) != nil {
 			return // not yet: it is announced again with the next tick
 		}
@@ -216,6 +239,7 @@ func (p *process) insert(ctx context.Context) {
 			return
 		}
 		p.inserted.Add(1)
+		p.course.note(Step{Inserted: 1})
 		p.question(ctx, key)
 	})
 }
@@ -233,9 +257,11 @@ func (p *process) ask(ctx context.Context) {
 func (p *process) question(ctx context.Context, key string) {
 	_, err := p.cache.Get(ctx, key)
 	p.asked.Add(1)
+	p.course.note(Step{Asked: 1})
 	switch {
 	case errors.Is(err, tiercache.ErrNotFound):
 		p.wrong.Add(1)
+		p.course.note(Step{Wrong: 1})
 		why := fmt.Sprintf("process %d: %s, %+v", p.spec.Number, key, p.cache.Stats())
 		p.first.CompareAndSwap(nil, &why)
 	case err != nil:
@@ -260,6 +286,7 @@ func (p *process) watch(ctx context.Context) {
 		now := time.Now()
 		if p.cache.Stats().FilterState != uint64(bloom.Believed) {
 			p.passing.Add(int64(now.Sub(last)))
+			p.course.note(Step{Passing: min(now.Sub(last), p.spec.Step)}) // one that was stopped or held let nothing pass
 		}
 		last = now
 	})
@@ -282,6 +309,7 @@ func (p *process) askAll(ctx context.Context) error {
 		p.asked.Add(uint64(len(some)))
 		if missing := len(some) - len(found); missing > 0 {
 			p.wrong.Add(uint64(missing))
+			p.course.note(Step{Wrong: uint64(missing)})
 			why := "at the end " + strings.Join(some[:min(len(some), 3)], ", ")
 			p.first.CompareAndSwap(nil, &why)
 		}
