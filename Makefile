@@ -61,8 +61,8 @@ bench: redis ## the benchmarks of bench/ in one interleaved run, as ratios (ARGS
 traces: ## hit ratios and bytes an entry on the recorded traces below DIR; without DIR on made ones
 	@go run ./bench/cmd/bench -scenarios traces,footprint -traces "$(DIR)" $(ARGS)
 
-bench-plots: ## the page and pictures of a run of bench again, from its file (RESULT=bench/results/….json)
-	@go run ./bench/cmd/bench -redraw '$(RESULT)'
+bench-plots: ## the page and pictures of a run of bench again, from its file (RESULT=bench/results/….json), and those of docs/img
+	@go run ./bench/cmd/bench -redraw '$(RESULT)' -img docs/img
 
 bench-compare: $(BIN)/benchstat ## Go benchmarks of this tree against REF (main), COUNT (10) rounds, interleaved
 	@sh scripts/bench-compare.sh $(REF) $(COUNT)

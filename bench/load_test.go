@@ -39,19 +39,52 @@ func TestLoadScheduleIsItsSeeds(t *testing.T) {
 
 // Requests that wait behind a stall are measured from the moment at which they were to come, and those that came meanwhile were sent.
 //
-// Broken by: measuring from the call of get; waiting for each answer before the next request.
+// Broken by: waiting for each answer before the next request.
 func TestLoadMeasuresFromTheIntendedMoment(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		stalled := time.Now().Add(2 * time.Second) // nobody is answered before
+		var sent atomic.Int64
 		out := load{rate: 500, lasts: 3 * time.Second, seed: 3}.run(t.Context(), func(context.Context, int) error {
+			if time.Now().Before(stalled) {
+				sent.Add(1)
+			}
 			time.Sleep(time.Until(stalled))
 			return nil
 		})
 		require.Zero(t, out.all.failed)
+		require.InDelta(t, 1000, sent.Load(), 100, "sent before anything was answered")
 		require.InDelta(t, 1500, out.all.ok, 120)
 		require.InDelta(t, 1500, out.second[0].quantile(0.5), 60, "ms: the first second's requests waited one to two seconds")
 		require.InDelta(t, 2000, out.all.quantile(1), 30)
 		require.Less(t, out.second[2].quantile(1), 2.0)
+	})
+}
+
+// busyElsewhere keeps the generator, which looks at its context before each request, from going on for a while.
+type busyElsewhere struct {
+	context.Context //nolint:containedctx // it is one
+	at              time.Time
+	lasts           time.Duration
+}
+
+func (b *busyElsewhere) Err() error {
+	if b.lasts > 0 && time.Now().After(b.at) {
+		time.Sleep(b.lasts)
+		b.lasts = 0
+	}
+	return b.Context.Err()
+}
+
+// Requests that the generator sends late are measured from the moment at which they were to come, and it says how late it was.
+//
+// Broken by: measuring from the call of get.
+func TestLoadMeasuresItsOwnLateness(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		late := &busyElsewhere{t.Context(), time.Now().Add(time.Second), 800 * time.Millisecond}
+		out := load{rate: 500, lasts: 2 * time.Second, seed: 4}.run(late, func(context.Context, int) error { return nil })
+		require.InDelta(t, 800, out.late.Milliseconds(), 5)
+		require.InDelta(t, 400, out.second[1].quantile(0.6), 60, "ms: of the 800 that nothing was sent in")
+		require.Less(t, out.second[0].quantile(1), 2.0)
 	})
 }
 

@@ -1,6 +1,10 @@
 package bench
 
 import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -83,4 +87,31 @@ func TestFilterLifesPicturesAreOfAllProcesses(t *testing.T) {
 	require.Equal(t, []float64{0, perStep, 0}, wrong.Y)
 	require.Equal(t, []float64{0, 2, 0}, passing.Y)
 	require.Equal(t, []string{inserts.What, passing.What}, []string{all[5].What, all[6].What})
+}
+
+// Every picture that a scenario's code names has its sentence, and every sentence its picture.
+//
+// Broken by: a sentence that is left out of whatToSee.
+func TestEveryPictureSaysWhatToSee(t *testing.T) {
+	series := regexp.MustCompile(`Series\{[^}]*What: "([^"]+)"`)
+	files, err := filepath.Glob("*.go")
+	require.NoError(t, err)
+	found := 1 // a picture for each trace has no name of its own
+	for _, file := range files {
+		name, of := strings.CutPrefix(strings.TrimSuffix(file, ".go"), "scenario_")
+		if file == "trace_pictures.go" {
+			name, of = "traces", true
+		}
+		if !of {
+			continue
+		}
+		source, err := os.ReadFile(file)
+		require.NoError(t, err)
+		for _, what := range series.FindAllStringSubmatch(string(source), -1) {
+			found++
+			require.Contains(t, whatToSee, name+": "+what[1], file)
+		}
+	}
+	require.Len(t, whatToSee, found)
+	require.NotEmpty(t, (&figure{scenario: "traces", what: "OLTP"}).sentence())
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -127,9 +128,10 @@ func (r *Report) drawAll(dir string) error {
 	return errors.Join(errs...)
 }
 
-// Redraw draws the page and the pictures of a run again from its JSON file, beside it, and returns the path of the page. A file of
-// another schema is an error.
-func Redraw(file string) (string, error) {
+// Redraw draws the page and the pictures of a run again from its JSON file, beside it, and returns the path of the page. Pictures that are
+// shown outside of the page, in the README, go into the folder img too, if there is one; a run without them leaves those of img as they are. A
+// file of a later schema is an error.
+func Redraw(file, img string) (string, error) {
 	raw, err := os.ReadFile(file) //nolint:gosec // the caller's own file
 	if err != nil {
 		return "", err
@@ -141,5 +143,19 @@ func Redraw(file string) (string, error) {
 	if r.Schema > reportSchema {
 		return "", fmt.Errorf("%s has schema %d, at most %d is known", file, r.Schema, reportSchema)
 	}
-	return r.page(strings.TrimSuffix(file, ".json"))
+	base := strings.TrimSuffix(file, ".json")
+	page, err := r.page(base)
+	if err != nil || img == "" {
+		return page, err
+	}
+	for _, name := range outside {
+		picture, err := os.ReadFile(filepath.Join(base, name))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err := errors.Join(err, os.MkdirAll(img, 0o755), os.WriteFile(filepath.Join(img, name), picture, 0o644)); err != nil {
+			return "", err
+		}
+	}
+	return page, nil
 }

@@ -18,7 +18,7 @@ import (
 // the page points at all of them.
 //
 // Broken by: leaving Series out of the JSON; figures that do not put the curves of one What together; bounds that are not in the
-// legend; moments that are not kept apart from curves.
+// legend; moments that are not kept apart from curves; a page without sentences; pictures that are not copied.
 func TestPicturesAreDrawnFromTheResultFile(t *testing.T) {
 	r := &Report{
 		Schema: reportSchema, Began: time.Date(2026, 11, 24, 1, 2, 3, 0, time.UTC), Environment: map[string]string{"go": "go1.26"}, Scenarios: []string{"flush"},
@@ -40,12 +40,20 @@ func TestPicturesAreDrawnFromTheResultFile(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, errors.Join(os.Remove(written), os.RemoveAll(base)))
 
-	page, err := Redraw(base + ".json")
+	img := filepath.Join(t.TempDir(), "img")
+	page, err := Redraw(base+".json", img)
 	require.NoError(t, err)
 	require.Equal(t, written, page)
 	again, err := os.ReadFile(page)
 	require.NoError(t, err)
 	require.Equal(t, string(first), string(again))
+	shown, err := os.ReadFile(filepath.Join(img, "flush-goodput.svg"))
+	require.NoError(t, err)
+	drawn, err := os.ReadFile(filepath.Join(base, "flush-goodput.svg"))
+	require.NoError(t, err)
+	require.Equal(t, string(drawn), string(shown))
+	require.Contains(t, string(again), whatToSee["flush: goodput"])
+	require.Contains(t, string(again), "make bench ARGS='-scenarios flush'")
 	for file, texts := range map[string][]string{
 		"flush-goodput.svg": {"ours", "theirs", "flush: goodput", "%"},
 		"flush-queue.svg":   {"ours", "queries", "asked for", "FLUSHALL"},
@@ -105,7 +113,7 @@ func TestWhatCannotBeDrawnIsSaid(t *testing.T) {
 	}
 	file := filepath.Join(t.TempDir(), "later.json")
 	require.NoError(t, os.WriteFile(file, []byte(`{"schema": 3}`), 0o600))
-	_, err := Redraw(file)
+	_, err := Redraw(file, "")
 	require.ErrorContains(t, err, "schema 3")
 }
 

@@ -167,8 +167,9 @@ func (r *Report) markdown(pictures string) string {
 			fmt.Fprintf(w, "| %s | %s | %s | %s | %s |\n", row.What, figure, row.Budget, row.Verdict, row.Detail)
 		}
 		for _, f := range r.figures(name) {
-			fmt.Fprintf(w, "\n![%s: %s](%s/%s)\n", name, f.what, pictures, f.file())
+			fmt.Fprintf(w, "\n![%s](%s/%s)\n\n%s\n", f.title(), pictures, f.file(), f.sentence())
 		}
+		fmt.Fprintf(w, "\nAgain: `%s`\n", repeat(name))
 	}
 	return w.String()
 }

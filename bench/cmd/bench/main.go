@@ -40,12 +40,13 @@ func start() int {
 	}
 
 	o := bench.Options{Log: os.Stdout}
-	var names, redraw string
+	var names, redraw, img string
 	flag.BoolVar(&o.Quick, "quick", false, "few short rounds and small tables: to see that the suite works")
 	flag.StringVar(&names, "scenarios", "", "which ones, `NAMES` with commas between (default: all but traces): "+strings.Join(bench.Names(), ", "))
 	flag.StringVar(&o.Out, "out", defaultOut(), "`DIR` for the result files; empty: none")
 	flag.StringVar(&o.Traces, "traces", "", "`DIR` of recorded traces for the scenario traces; empty: made ones")
 	flag.StringVar(&redraw, "redraw", "", "draw the page and pictures of this result `FILE` (JSON) again, and run nothing")
+	flag.StringVar(&img, "img", "", "with -redraw: `DIR` for the pictures that the README shows; empty: none")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "bench: unexpected argument %q\n", flag.Arg(0))
@@ -53,7 +54,7 @@ func start() int {
 		return 2
 	}
 	if redraw != "" {
-		path, err := bench.Redraw(redraw)
+		path, err := bench.Redraw(redraw, img)
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "bench:", err)
 			return 1
