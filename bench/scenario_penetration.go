@@ -162,8 +162,8 @@ func flood(ctx context.Context, e *env, lasts time.Duration, flooded, filter boo
 	before, keys := cache.Stats(), rdb.DBSize(ctx).Val()
 	counts = &floodCounts{}
 	watch := startSampler(pick(e, time.Second, 100*time.Millisecond), func() []float64 {
-		absent, real := counts.sum()
-		return []float64{absent, real, float64(src.stats().absent), float64(cache.Stats().MemoryHits)}
+		absent, present := counts.sum()
+		return []float64{absent, present, float64(src.stats().absent), float64(cache.Stats().MemoryHits)}
 	})
 	out, err := counts.ask(ctx, cache, rows, lasts, flooded)
 	steps := watch.stop()
