@@ -12,15 +12,15 @@ import (
 // SeenOptions say how much a Seen remembers. Zero means the default; negative is an error.
 type SeenOptions struct {
 	Keys int           // of one generation, two of which are kept; 1,048,576
-	Bits int           // of memory for each key; 11: of keys that were not added about one in a hundred counts as remembered when it is full, with 20 one in two thousand, with 32 one in fifty thousand; at most 256
+	Bits int           // of memory for each key of a generation; 24: see Seen for what they buy; at most 256
 	For  time.Duration // a key is forgotten after once to twice this long; 0: only when others take its place
 }
 
-// defaultSeenKeys are as many absent keys as a flood of 17,000 a second brings in a minute: two generations take 2.7 MB. leastSeenKeys are
+// defaultSeenKeys are as many absent keys as a flood of 17,000 a second brings in a minute: two generations take 6.7 MB. leastSeenKeys are
 // those of the first generation. Chosen; not tuned.
 const (
 	defaultSeenKeys = 1 << 20
-	defaultSeenBits = 11
+	defaultSeenBits = 24
 	leastSeenKeys   = 1 << 12
 )
 
@@ -29,8 +29,8 @@ const (
 // remembered, and memory is bounded whatever comes. It is small while little is added: a generation has twice the keys of the one before,
 // up to SeenOptions.Keys.
 //
-// It says of some keys that it was told of them though it was not: see SeenOptions.Bits. Nobody outside can know of which: its hash has a seed
-// of its own. All methods may be called concurrently; none blocks but where generations change.
+// It says of some keys that it was told of them though it was not: with two full generations of 11 bits a key of about one in seventy, of 24 bits of
+// one in five thousand, of 64 bits of one in five hundred thousand. Nobody outside can know of which: its hash has a seed of its own. All methods may be called concurrently; none blocks but where generations change.
 type Seen struct {
 	seed maphash.Seed
 	most int // keys of a generation

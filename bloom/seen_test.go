@@ -50,14 +50,14 @@ func TestSeenForgetsAfterOnceToTwiceFor(t *testing.T) {
 
 func TestSeenIsBoundedByKeys(t *testing.T) {
 	// However many keys are added, the bits grow to those of Keys and no further, the last Keys are remembered, and of keys that were never
-	// added no more are said to be than SeenOptions.Bits says.
+	// added few are said to be: fewer, the more bits a key has.
 	//
-	// Broken by: "g.full() ||" left out of over; "min(2*keys, r.most)" made 2*keys; "blockBits / o.Bits" made blockBits / 3; "next.old = g.young" left out.
+	// Broken by: "g.full() ||" left out of over; "min(2*keys, r.most)" made 2*keys; "blockBits / o.Bits" made blockBits / 3; "defaultSeenBits = 24" made 11; "next.old = g.young" left out.
 	const most = 1 << 14
 	for _, c := range []struct{ bits, blocks, wrong int }{
-		{0, most/23 + 1, most / 50}, // a hundredth in each generation
-		{20, most/12 + 1, most / 1000},
-		{32, most / 8, 3},
+		{0, most/10 + 1, most / 1000},
+		{11, most/23 + 1, most / 50},
+		{64, most / 4, 1},
 	} {
 		r := newSeen(t, SeenOptions{Keys: most, Bits: c.bits})
 		for i := range 10 * most {
