@@ -48,10 +48,17 @@ func (c *Cache[K, V]) lives(key K, id string, e layers.Entry[V], why cause, stoo
 	if c.shared == nil { // memory is all there is
 		ttl = min(ttl, c.o.MemoryTTL)
 	}
-	if share := shareOf(id); c.o.Jitter >= 0 && (why.class == rebuild.Warm || c.cold.spreads(ttl, share, stood, time.Now())) {
+	share := shareOf(id)
+	spread := why.class == rebuild.Warm || c.cold.spreads(ttl, share, stood, time.Now())
+	return c.o.draw(ttl, stale, share, spread)
+}
+
+// draw draws a life of at most ttl: the key's own share of it where it is to be spread, else all but the jitter.
+func (o *Options[K, V]) draw(ttl, stale time.Duration, share float64, spread bool) layers.Lives {
+	if spread && o.Jitter >= 0 {
 		return layers.NewLives(ttl, stale, coldJitter, share)
 	}
-	return layers.NewLives(ttl, stale, c.o.jitter(ttl), random())
+	return layers.NewLives(ttl, stale, o.jitter(ttl), random())
 }
 
 // alive gives e the ends of its life, counted from its birth; false: it has none and is not stored.
