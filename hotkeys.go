@@ -32,6 +32,8 @@ type HotKey[K comparable] struct {
 // key drives it out of memory, with at most 256 such keys, a quarter of the memory and 16 MiB. It lives no longer for that: MemoryTTL, events
 // and invalidations hold as ever. And from RefreshAhead of its value's life on it is rebuilt by one process in the fleet, so that nobody meets
 // it past its soft end. Without memory (MemoryTTL negative) there is nothing to pin, and no value whose life is known.
+//
+// With Shared, what all processes read counts too: see FleetHotKeys.
 func (c *Cache[K, V]) HotKeys(n int) []HotKey[K] {
 	top := c.hot.Top(n)
 	keys := make([]HotKey[K], len(top))
@@ -54,6 +56,7 @@ type hotCare[K comparable, V any] struct {
 	c     *Cache[K, V]
 	lives map[string]*hotLife
 	ahead atomic.Int32 // rebuilds under way
+	fleet hotFleet
 }
 
 // hotLife is the life of a hot key's value as it was last seen.

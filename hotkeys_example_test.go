@@ -38,3 +38,27 @@ func ExampleHotKey() {
 	// article 7: 12500 reads/s, hot true
 	// article 9: 40 reads/s, hot false
 }
+
+// FleetHotKeys tells what all processes together read most. Without Shared this process is the fleet.
+func ExampleCache_FleetHotKeys() {
+	c, err := tiercache.New(tiercache.Options[int, string]{
+		Name: "articles",
+		Load: func(_ context.Context, id int) (string, error) { return fmt.Sprintf("article %d", id), nil },
+	})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer func() { _ = c.Close() }()
+	keys, err := c.FleetHotKeys(context.Background(), 10)
+	fmt.Println(len(keys), err)
+	// Output: 0 <nil>
+}
+
+// A FleetHotKey carries the key's string form.
+func ExampleFleetHotKey() {
+	for _, k := range []tiercache.FleetHotKey{{Key: "7", Rate: 125_000}} {
+		fmt.Printf("article %s: %.0f reads/s\n", k.Key, k.Rate)
+	}
+	// Output: article 7: 125000 reads/s
+}

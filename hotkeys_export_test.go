@@ -17,3 +17,16 @@ func HeatForTest[K comparable, V any](c *Cache[K, V], key K) (beat func()) {
 		care.lives[hot.ID].due = care.lives[hot.ID].soft.Add(-time.Duration((1 - c.o.RefreshAhead) * float64(c.o.TTL)))
 	}
 }
+
+// HearFleetForTest has c tell the fleet that keys are read so often here, as at the end of a second, and hear what others told.
+func HearFleetForTest[K comparable, V any](c *Cache[K, V], rates map[K]float64) {
+	care := &hotCare[K, V]{c: c}
+	care.fleet.begin()
+	var top []rebuild.HotKey[K]
+	for key, rate := range rates {
+		top = append(top, rebuild.HotKey[K]{ID: c.keys.text(key), Key: key, Rate: rate})
+	}
+	care.Window(top)
+	care.fleet.tells.Wait()
+	care.fleet.end()
+}

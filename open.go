@@ -37,6 +37,7 @@ type Cache[K comparable, V any] struct {
 	refreshes *rebuild.Flight[answer[V]] // of Refresh, which joins nobody, and of what is done behind; keyed by number
 	refreshed atomic.Uint64              // the last number
 	hot       *rebuild.HotKeys[K]
+	hotFleet  *hotFleet
 	backOff   *rebuild.Pauses // of loads without Redis, where it is kept otherwise
 
 	pending   *consistency.Pending // keys to invalidate once Redis can be reached
@@ -79,7 +80,9 @@ func (c *Cache[K, V]) open() (err error) {
 	}()
 	c.loads = rebuild.NewLoads(c.gate, c.o.LoadTimeout, c.breaker)
 	c.flights, c.refreshes = rebuild.NewFlight[answer[V]](), rebuild.NewFlight[answer[V]]()
-	c.hot = rebuild.NewHotKeys[K](&hotCare[K, V]{c: c})
+	care := &hotCare[K, V]{c: c}
+	c.hot, c.hotFleet = rebuild.NewHotKeys[K](care), &care.fleet
+	c.hotFleet.begin()
 	c.beginWarmList()
 	c.backOff = rebuild.NewPauses(backOffBase, backOffMax, maxPending)
 	c.pending, c.announces = consistency.NewPending(maxPending), consistency.NewPending(maxRecent)
@@ -284,6 +287,7 @@ func (c *Cache[K, V]) shut() error {
 	c.closed.Store(true)
 	warm := c.warmKeys()
 	c.hot.Close()
+	c.hotFleet.end()
 	var errs []error
 	ctx, cancel := context.WithTimeout(context.Background(), c.o.LoadTimeout)
 	defer cancel()

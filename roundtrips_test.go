@@ -128,6 +128,14 @@ func TestRoundTrips(t *testing.T) {
 				}, 3,
 				sent{"mget": 1, "acquire": 1, "fill": 1},
 			},
+			{
+				"hot keys of the fleet", a, nil, func(t *testing.T, _ string) {
+					_, err := a.FleetHotKeys(t.Context(), 10)
+					require.NoError(t, err)
+				},
+				1,
+				sent{"hot": 1},
+			},
 		} {
 			t.Run(path.name, func(t *testing.T) {
 				key := redistest.Name(t)

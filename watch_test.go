@@ -40,7 +40,7 @@ func await[T any](t *testing.T, c <-chan T, why string) (v T) {
 }
 
 // wire is what one process sends to Redis, seen from its client: the operations by name, in round trips, each of which may be stopped.
-// A script goes by the library's name for it; the generation script that moves the generation is "clear".
+// A script goes by the library's name for it; the generation script that moves the generation is "clear", the hot script that tells of keys "told".
 type wire struct {
 	scripts map[string]string // names by hash
 
@@ -72,7 +72,7 @@ const (
 )
 
 // scripts are the library's.
-var scripts = []string{"acquire", "fill", "release", "renew", "invalidate", "generation", "segment", "segments", "warmlist"}
+var scripts = []string{"acquire", "fill", "release", "renew", "invalidate", "generation", "segment", "segments", "warmlist", "hot"}
 
 // teach has every master know the scripts, so that none is sent twice: a process stopped behind the answer "no such script" would stand at
 // another place than its test believes.
@@ -154,7 +154,7 @@ func count(ops []operation, name string) (n int) {
 // in its pipeline. They are neither counted as commands nor, alone, as a round trip; where one shares a pipeline with something that is
 // counted, that is one round trip all the same.
 var upkeep = map[string]bool{
-	"publish": true, "info": true, "generation": true, "time": true, "renew": true, "ping": true, "segment": true, "segments": true,
+	"publish": true, "info": true, "generation": true, "time": true, "renew": true, "ping": true, "segment": true, "segments": true, "told": true,
 	"xrange": true, "xlen": true, "pexpire": true, "getrange": true,
 	"hello": true, "client": true, "command": true, "cluster": true, "readonly": true, "auth": true, "select": true,
 	"multi": true, "exec": true, "script": true,
@@ -254,6 +254,9 @@ func (w *wire) operation(cmd redis.Cmder) operation {
 		}
 		if name == "generation" && len(args) > 5 && fmt.Sprint(args[5]) == "1" {
 			o.name = "clear"
+		}
+		if name == "hot" && len(o.argv) > 4 {
+			o.name = "told"
 		}
 	}
 	return o

@@ -26,6 +26,8 @@ var (
 	invalidateSource string
 	//go:embed lua/generation.lua
 	generationSource string
+	//go:embed lua/hot.lua
+	hotSource string
 	//go:embed lua/filterplace.lua
 	filterPlaceSource string
 
@@ -35,6 +37,7 @@ var (
 	renewScript      = borrowed.NewScript("renew", guardSource+renewSource)
 	invalidateScript = borrowed.NewScript("invalidate", broken.Script("invalidate", guardSource+invalidateSource))
 	generationScript = borrowed.NewScript("generation", guardSource+generationSource)
+	hotScript        = borrowed.NewScript("hot", guardSource+hotSource)
 
 	filterPlaceScript = borrowed.NewScript("filterplace", filterPlaceSource) // knows neither guard nor envelope
 )

@@ -22,6 +22,7 @@ const (
 	beatReads = 3  // reads that a beat can tell: a key asked for a hundred times a second shows most of them
 	beatSees  = 80 // reads a second that beats are sure to tell from fewer, since they count no further
 	hotMost   = 256
+	fleetRate = 3000.0 // reads a second in all processes together: the clouds' Redis call a key hot from there on
 
 	sampleBuffer = 64 // samples of one stripe that wait together
 	sampleQueue  = 16 // buffers that wait for the sketch; what comes beyond is dropped
@@ -43,6 +44,8 @@ type HotOwner[K any] interface {
 	// Heat is told that a key is hot from now on, Cool that it is no longer.
 	Heat(k HotKey[K])
 	Cool(k HotKey[K])
+	// Window is told the keys that are read most, first the most, at the end of each second in which something was read or is hot.
+	Window(top []HotKey[K])
 	// Beat is called for each hot key every 25 ms. It returns how many reads of it memory has answered since the last beat, 3 for all
 	// that are more.
 	Beat(k HotKey[K]) (reads int)
@@ -56,7 +59,7 @@ type HotOwner[K any] interface {
 //
 // A key is hot from 200 reads a second on, or from a hundredth of all reads that leave memory, or of all reads, if it is at least 20 a
 // second and twelve samples tell; until it was below half of that for 30 s. At most 256 are: a key that is read twice as often takes the
-// place of the one read least.
+// place of the one read least. What the owner learns from other processes (Fleet) makes a key hot in this one too.
 //
 // Seen and Samples cost a few nanoseconds where nothing is sampled, else one short lock that a sixteenth of the callers share; they never
 // wait for the sketch. While nothing is read and nothing is hot, no timer runs. All methods may be called concurrently.
@@ -79,7 +82,8 @@ type HotKeys[K any] struct {
 	tally    *tally[K] // nil: nobody takes it
 	began    time.Time
 	hot      map[string]*hotState[K]
-	rates    []HotKey[K] // as of the last window, first the largest
+	fleet    map[string]float64 // reads a second in all processes, of keys that have many; what the owner told last
+	rates    []HotKey[K]        // as of the last window, first the largest
 
 	beating []*hotState[K] // the hot keys as of the last window, for the goroutine
 }
@@ -192,6 +196,15 @@ func (h *HotKeys[K]) Top(n int) []HotKey[K] {
 		top = top[:min(n, len(top))]
 	}
 	return slices.Clone(top)
+}
+
+// Fleet tells how many reads a second some keys have in all processes together, as far as is known; it stands until the next call. A key that is
+// read 3,000 times a second is hot in each process that reads it, however seldom, until it has been below half of that for 30 s, and below
+// what makes it hot by itself. The map must not be changed any more.
+func (h *HotKeys[K]) Fleet(rates map[string]float64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.fleet = rates
 }
 
 // Hot returns how many keys are hot.
@@ -331,5 +344,5 @@ func (h *HotKeys[K]) forget() {
 	defer h.mu.Unlock()
 	h.leaving.top, h.answered.top = newTopKeys[K](leavingTop), newTopKeys[K](answeredTop)
 	clear(h.hot)
-	h.rates, h.tally = nil, nil
+	h.rates, h.tally, h.fleet = nil, nil, nil
 }

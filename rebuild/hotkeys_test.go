@@ -20,6 +20,7 @@ type hotLog struct {
 	mu  sync.Mutex
 	hot map[string]bool
 	all []string // heated so far
+	top []HotKey[int]
 }
 
 func (l *hotLog) Heat(k HotKey[int]) {
@@ -36,6 +37,12 @@ func (l *hotLog) Cool(k HotKey[int]) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.hot, k.ID)
+}
+
+func (l *hotLog) Window(top []HotKey[int]) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.top = top
 }
 
 func (l *hotLog) Beat(HotKey[int]) int { return int(l.reads.Load()) }
@@ -281,6 +288,44 @@ func TestSampleOfEarlierReadsCountsLess(t *testing.T) {
 	before := s.top.heap[0].count
 	s.add(seed, &hotSample[int]{id: "a", mask: 1<<5 - 1})
 	require.Equal(t, before+1, s.top.heap[0].count, "and never for more than one")
+}
+
+// A key that all processes together read 3,000 times a second is hot here too, though this one reads it thirty times; it stays so until the fleet
+// has read it less than half as often for 30 s. A key that others read and this process does not is not hot here. Broken by: heatLocked without
+// fleet (never hot); coolLocked without fleet (not hot any more after 30 s).
+func TestKeyThatTheFleetReadsOftenIsHot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		owner := &hotLog{}
+		h := NewHotKeys[int](owner)
+		defer h.Close()
+		rates := map[string]int{"of many": 40, "of few": 40}
+		for i := range 200 {
+			rates[fmt.Sprint(i)] = 100
+		}
+		h.Fleet(map[string]float64{"of many": 3000, "of few": 2900, "of others": 50_000})
+		for range 3 {
+			reading(h, rates)
+		}
+		synctest.Wait()
+		require.Equal(t, []string{"of many"}, owner.heated())
+		owner.mu.Lock()
+		require.Len(t, owner.top, 202, "the owner is told of all")
+		owner.mu.Unlock()
+		h.Fleet(map[string]float64{"of many": 1500})
+		for range 40 {
+			reading(h, rates)
+		}
+		require.True(t, owner.isHot("of many"))
+		h.Fleet(nil)
+		for range 29 {
+			reading(h, rates)
+		}
+		require.True(t, owner.isHot("of many"), "for less than 30 s")
+		for range 5 {
+			reading(h, rates)
+		}
+		require.False(t, owner.isHot("of many"))
+	})
 }
 
 // At most 256 keys are hot. One that is read twice as often as the least of them takes its place, one that is not does not. Broken by: heatLocked

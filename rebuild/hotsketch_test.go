@@ -31,14 +31,15 @@ func (z *zipf) draw() int {
 }
 
 // Of many keys the sketch names the hundred most frequent, and how often they came, in a space that holds a fiftieth of them, at a strong and at
-// a mild skew. Broken by: any key taking the bucket that it meets (without the chance of decayed, 64 and 0 of the hundred are found).
+// a mild skew. Broken by: every key wearing down the bucket that it meets (without the chance of decayed, 97 and 94 of the hundred are found,
+// and counts are off by 0.06 and 0.34), or taking it (86 and 82).
 func TestSketchFindsTheMostFrequentKeys(t *testing.T) {
 	const keys, draws, most = 300_000, 300_000, 100
 	for _, c := range []struct {
 		skew       float64
 		found      int // of the true hundred
 		meanMissed float64
-	}{{0.99, 98, 0.01}, {0.7, 85, 0.10}} {
+	}{{0.99, 98, 0.01}, {0.7, 95, 0.10}} {
 		z := newZipf(keys, c.skew, 7)
 		s, top := newSketch(leavingWidth, 3), newTopKeys[int](leavingTop)
 		exact := make([]int, keys)

@@ -23,6 +23,7 @@ func (h *HotKeys[K]) closeWindow(now time.Time) int {
 	h.leaving.endWindow()
 	h.answered.endWindow()
 	h.beating = slices.Collect(maps.Values(h.hot))
+	top := slices.Clone(h.rates)
 	h.mu.Unlock()
 	for _, k := range cooled {
 		h.owner.Cool(k)
@@ -30,6 +31,7 @@ func (h *HotKeys[K]) closeWindow(now time.Time) int {
 	for _, k := range heated {
 		h.owner.Heat(k)
 	}
+	h.owner.Window(top)
 	return len(h.beating)
 }
 
@@ -39,7 +41,7 @@ func (h *HotKeys[K]) coolLocked(rates []HotKey[K], now time.Time) (cooled []HotK
 		k := h.hot[rate.ID]
 		switch {
 		case k == nil:
-		case rate.Rate >= k.need:
+		case rate.Rate >= k.need, h.fleet[rate.ID] >= fleetRate*coolShare:
 			k.low = time.Time{}
 		case k.low.IsZero():
 			k.low = now
@@ -56,7 +58,7 @@ func (h *HotKeys[K]) coolLocked(rates []HotKey[K], now time.Time) (cooled []HotK
 func (h *HotKeys[K]) heatLocked(rates []HotKey[K]) (heated, displaced []HotKey[K]) {
 	least := len(rates) - 1
 	for i, k := range rates {
-		if k.Hot || k.Rate < k.need {
+		if k.Hot || k.Rate < k.need && h.fleet[k.ID] < fleetRate {
 			continue
 		}
 		if len(h.hot) >= hotMost {
