@@ -5,7 +5,7 @@ import (
 	"sync"
 )
 
-// The numbers of the policy: chosen after simulations over public traces of storage, shops and loops; not tuned further.
+// The numbers of the policy: chosen after simulations over public traces of storage, shops and loops.
 const (
 	windowShare    = 10 // the window's first share of the bytes, in percent
 	windowShareMin = 1
@@ -23,11 +23,11 @@ const (
 
 // evictPolicy decides which cells stay. It counts bytes, never more than max once a call has returned.
 //
-// A new cell enters the window, a FIFO. When it reaches the window's end it goes on to the main region if it was read more often than
-// the main region's next victim, or twice; else it is evicted. The main region is a CLOCK: its oldest cell is evicted, unless it was
-// read, which costs it one read and makes it the newest. Two ghost lists remember hashes of what was evicted from each region: a key that
-// comes back soon says which region is too small, and the border moves. It enters main at once if that has something to give for it: a cell
-// among its oldest that was not read.
+// A new cell enters the window, a FIFO. When it reaches the window's end it goes on to the main region if main has a cell to give that was
+// asked for clearly less, by a sketch that knows keys for longer than they have cells; else it is evicted. The main region is a CLOCK: its
+// oldest cell is evicted, unless it was read, which costs it one read and makes it the newest. Two ghost lists remember hashes of what was
+// evicted from each region: a key that comes back soon says which region is too small, and the border moves. It enters main at once if that
+// has something to give for it: a cell among its oldest that was not read.
 //
 // Absent entries stand aside, in a CLOCK of their own, so that a flood of keys without rows cannot drive values out: they have what values
 // leave free, up to a tenth of the bytes and asideMostKeys, and give it back, oldest first, when values come for it. A hundredth is theirs even
@@ -49,6 +49,7 @@ type evictPolicy struct {
 	pins         map[uint64]*localOwner // hashes of pinned keys, whether they have a cell or not, and whose they are
 	windowGhosts ghostList
 	mainGhosts   ghostList
+	frequencies  frequencySketch
 	hand         *cellHead // where the sweep goes on; nil: at the first cell
 	clock        *coarseClock
 }
@@ -66,15 +67,26 @@ func (p *evictPolicy) add(c *cellHead, victims []*cellHead) []*cellHead {
 	case region == statePinned:
 		c.setUses(stateUses) // as one that was asked for much
 	case region == stateAside:
-	case p.windowGhosts.take(c.tail().hash):
-		p.moveBorder(int64(c.bytes), p.windowGhosts.n, p.mainGhosts.n)
-		region = p.returnsLocked(c)
-	case p.mainGhosts.take(c.tail().hash):
-		p.moveBorder(-int64(c.bytes), p.mainGhosts.n, p.windowGhosts.n)
-		region = p.returnsLocked(c)
+	default:
+		p.frequencies.count(c.tail().hash, 1)
+		region = p.enterLocked(c)
 	}
 	p.linkLocked(c, region)
 	return p.balanceLocked(victims)
+}
+
+// enterLocked is the region in which a value of a new key begins: the window, or main if the key was evicted lately. Such a key moves the border.
+func (p *evictPolicy) enterLocked(c *cellHead) uint32 {
+	hash := c.tail().hash
+	switch {
+	case p.windowGhosts.take(hash):
+		p.moveBorder(int64(c.bytes), p.windowGhosts.n, p.mainGhosts.n)
+	case p.mainGhosts.take(hash):
+		p.moveBorder(-int64(c.bytes), p.mainGhosts.n, p.windowGhosts.n)
+	default:
+		return stateWindow
+	}
+	return p.returnsLocked(c)
 }
 
 // replace puts c where old stands, with old's reads; if old is gone, it adds c. Main's cells stay there if a new cell of the kind would begin in
@@ -131,7 +143,7 @@ func (p *evictPolicy) coldInMainLocked() bool {
 		if v == nil || v.uses() == 0 {
 			return true
 		}
-		p.rotateLocked(v)
+		p.payLocked(v)
 	}
 	return false
 }
@@ -205,6 +217,7 @@ func (p *evictPolicy) moveBorder(step int64, hit, other int) {
 func (p *evictPolicy) balanceLocked(victims []*cellHead) []*cellHead {
 	p.unpinColdestLocked()
 	if p.used > p.max || p.asideFullLocked() {
+		p.frequencies.fit(int(p.window.cells + p.main.cells))
 		now := p.clock.now()
 		for p.asideFullLocked() || p.used > p.max && p.aside.bytes > p.max/100*asideKeep {
 			victims = p.makeRoomAsideLocked(now, victims)
@@ -252,16 +265,14 @@ func (p *evictPolicy) makeRoomLocked(now int64, victims []*cellHead) []*cellHead
 		return p.expireLocked(c, victims)
 	case v != nil && v.over(now):
 		return p.expireLocked(v, victims)
-	case fromWindow && v != nil && (c.uses() >= 2 || c.uses() > v.uses()):
+	case fromWindow && v != nil && p.winsLocked(c):
 		p.promoteLocked(c)
 	case fromWindow:
-		if v != nil && c.uses() > 0 {
-			p.rotateLocked(v)
-		}
+		p.frequencies.count(c.tail().hash, c.uses())
 		p.windowGhosts.add(c.tail().hash, int(p.window.cells+p.main.cells))
 		return p.evictLocked(c, victims)
 	case v.uses() > 0:
-		p.rotateLocked(v)
+		p.payLocked(v)
 	default:
 		p.mainGhosts.add(v.tail().hash, int(p.window.cells+p.main.cells))
 		return p.evictLocked(v, victims)
@@ -269,8 +280,37 @@ func (p *evictPolicy) makeRoomLocked(now int64, victims []*cellHead) []*cellHead
 	return victims
 }
 
-// promoteLocked moves a cell from the window to main, its reads forgotten.
+// winsLocked reports whether the window's oldest cell goes on to main: it was asked for clearly more often than a cell that main can give. Of keys
+// that are asked for by turns, in a loop, those asked for last are ahead by one, and by two where the sketch takes them for others too: a cell
+// wins that is ahead by two and was read while it was in the window, which a loop's are not, or by three.
+func (p *evictPolicy) winsLocked(c *cellHead) bool {
+	reads, ahead := c.uses(), uint32(2)
+	if reads == 0 {
+		ahead = 3
+	}
+	ours := p.frequencies.estimate(c.tail().hash) + reads
+	for range lookMost {
+		v := p.main.oldest
+		switch {
+		case ours < p.frequencies.estimate(v.tail().hash)+ahead:
+			return false
+		case v.uses() == 0:
+			return true
+		}
+		p.payLocked(v)
+	}
+	return false
+}
+
+// payLocked takes a read off main's oldest cell, counts it, and makes the cell the newest.
+func (p *evictPolicy) payLocked(v *cellHead) {
+	p.frequencies.count(v.tail().hash, 1)
+	p.rotateLocked(v)
+}
+
+// promoteLocked moves a cell from the window to main, its reads counted.
 func (p *evictPolicy) promoteLocked(c *cellHead) {
+	p.frequencies.count(c.tail().hash, c.uses())
 	p.passHandLocked(c)
 	p.window.remove(c)
 	c.setUses(0)

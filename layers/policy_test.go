@@ -101,9 +101,9 @@ func TestPolicyBeatsLRU(t *testing.T) {
 
 // Property: a loop longer than the memory, asked for by several goroutines of which some are late with a few keys, is answered as one in order is:
 // with the keys that stand in main. One late key must not bring main's cells to fall one after the other, each just before it is asked for.
-// Broken by: `!p.coldInMainLocked()` in returnsLocked (every ghost enters main).
+// Broken by: `!p.coldInMainLocked()` in returnsLocked (every ghost enters main); `+ahead` in winsLocked (the key asked for last always wins).
 func TestALoopAskedForOutOfOrderKeepsMain(t *testing.T) {
-	const keys, entries, run, passes = 1011, 200, 16, 200
+	const keys, entries, run, passes = 1011, 200, 8, 300
 	r := rand.New(rand.NewSource(1))
 	s := newPolicySim(entries)
 	n, hits := 0, 0
@@ -115,7 +115,7 @@ func TestALoopAskedForOutOfOrderKeepsMain(t *testing.T) {
 	}
 	for i := range keys * passes {
 		ask(i)
-		if i > 10*keys && i%1500 == 0 { // a goroutine goes on that took its run long ago
+		if i > 10*keys && i%3000 == 0 { // a goroutine goes on that took its run long ago
 			late := run + r.Intn(10*keys)
 			for k := range run {
 				ask(i - late + k)
@@ -123,6 +123,22 @@ func TestALoopAskedForOutOfOrderKeepsMain(t *testing.T) {
 		}
 	}
 	require.Greater(t, 100*float64(hits)/float64(n), 16.0, "percent answered; main has room for 17.8")
+}
+
+// Property: of a loop longer than the memory and its ghosts what fits in main is answered, whatever the loop's length: keys that a sketch of 16
+// bytes a cell takes for others do not get in.
+// Broken by: `ahead = 3` in winsLocked.
+func TestALongLoopKeepsMain(t *testing.T) {
+	for _, keys := range []int{500, 1011, 3000} {
+		s := newPolicySim(100)
+		hits := 0
+		for i := range 60 * keys {
+			if s.get(i % keys) {
+				hits++
+			}
+		}
+		require.Greater(t, hits/60, 75, "keys answered a round of %d; main has room for 90", keys)
+	}
 }
 
 // Property: keys that are read survive a scan of ten times as many keys as the memory holds, although they came when it was full.
@@ -141,34 +157,55 @@ func TestHotKeysSurviveAScan(t *testing.T) {
 	require.Equal(t, 20, first, "misses of the twenty hot keys")
 }
 
-// Property: main's oldest cell is given as many chances as it was read, the window's oldest gets on by two reads, or by more than main's has.
+// Property: the window's oldest gets on to main if it was asked for more often than a cell that main can give: by two if it was read there, else by three; cells of main that would lose
+// but were read pay a read first. Main's oldest cell is given as many chances as it was read.
+// Broken by: `ahead` of 1, `case v.uses() == 0` and payLocked in winsLocked, one at a time; `+ reads` in ours.
 func TestPolicySteps(t *testing.T) {
 	s := newPolicySim(100)
 	for k := range 100 {
 		s.get(k)
 	}
 	p := s.p
+	p.frequencies.fit(100)
 	read := func(c *cellHead, n uint32) { c.setUses(n) }
 	step := func() (victims []*cellHead) { return p.makeRoomLocked(0, nil) }
+	known := func(c *cellHead) uint32 { return p.frequencies.estimate(c.tail().hash) }
 
-	v := p.main.oldest
-	c := p.window.oldest
 	p.target = 0 // the window is over its target
-	read(v, 1)
+	c, v := p.window.oldest, p.main.oldest
 	read(c, 1)
-	require.Equal(t, []*cellHead{c}, step(), "as many reads as main's oldest: out")
-	require.Equal(t, v, p.main.newest, "which was looked at and pays a read")
-	require.Zero(t, v.uses())
-	c = p.window.oldest
-	read(c, 1)
-	require.Empty(t, step(), "one read more than main's oldest: on to main")
-	require.Equal(t, c, p.main.newest)
-	require.Zero(t, c.uses())
+	require.Equal(t, []*cellHead{c}, step(), "ahead by one: out")
+	require.Same(t, v, p.main.oldest)
+	require.EqualValues(t, 1, known(c), "what it was read is remembered")
+
 	c = p.window.oldest
 	read(c, 2)
-	read(p.main.oldest, 3)
-	require.Empty(t, step(), "two reads: on to main")
-	require.Equal(t, c, p.main.newest)
+	require.Empty(t, step(), "ahead by two: on to main")
+	require.Same(t, c, p.main.newest)
+	require.Zero(t, c.uses())
+	require.EqualValues(t, 2, known(c))
+
+	c = p.window.oldest
+	p.frequencies.count(c.tail().hash, 3)
+	read(v, 1)
+	next := v.tail().next
+	require.Empty(t, step(), "not read, but known for three requests of before, and the second of main's oldest was not read")
+	require.Same(t, c, p.main.newest)
+	require.Same(t, v, c.tail().prev, "the first pays a read")
+	require.EqualValues(t, 1, known(v))
+	require.Same(t, next, p.main.oldest)
+
+	c = p.window.oldest
+	read(c, 3)
+	for r := p.main.oldest; r != nil; r = r.tail().next {
+		read(r, 1)
+	}
+	first := p.main.oldest
+	require.Equal(t, []*cellHead{c}, step(), "all that were looked at had been read: out")
+	for r := p.main.newest; r.uses() == 0; r = r.tail().prev {
+		first = r
+	}
+	require.EqualValues(t, 1, known(first), "and they paid")
 
 	p.target = p.max
 	v = p.main.oldest
