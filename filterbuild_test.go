@@ -187,7 +187,7 @@ func pagesOf(s *source) func(context.Context, string) ([]string, string, error) 
 
 // Race: 1. A builds, and its scan passes the place of a row. 2. A stores a checkpoint. 3. The row is announced by a third process, and commits.
 // 4. A's scan is cut off. 5. The process that waits for the lock goes on from A's checkpoint, without the pages in it. No process
-// calls the row absent, and everything in Redis has an expiry. Broken by: BuildFilterFrom with Guard.Build of the pages' rows.
+// calls the row absent, and everything in Redis has an expiry.
 func TestBuildThatWasCutOffIsGoneOnWithByAnotherProcess(t *testing.T) {
 	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
 		s, name := newSource(nil), redistest.Name(t)

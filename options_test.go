@@ -63,6 +63,10 @@ func TestEveryMistakeOfOptionsIsNamed(t *testing.T) {
 		{"Filter rate", func(o *opts) { o.Filter = bloom.Options{Capacity: 1, FalsePositiveRate: 1} }, "FalsePositiveRate"},
 		{"Filter rate NaN", func(o *opts) { o.Filter = bloom.Options{Capacity: 1, FalsePositiveRate: math.NaN()} }, "FalsePositiveRate"},
 		{"Filter too large", func(o *opts) { o.Filter = bloom.Options{Capacity: math.MaxUint64} }, "Capacity"},
+		{"Filter in Redis without Shared", func(o *opts) { o.Filter = bloom.Options{Capacity: 1, Form: bloom.InRedis} }, "InRedis, but there is no Shared"},
+		{"FilterFeed of a filter in Redis", func(o *opts) {
+			o.Filter, o.FilterFeed = bloom.Options{Capacity: 1, Form: bloom.InRedis}, 2*time.Second
+		}, "follows no feed"},
 		{"FilterFirst", func(o *opts) { o.FilterFirst = true }, "FilterFirst"},
 		{"WarmList", func(o *opts) { o.WarmList = -1 }, "WarmList is negative"},
 		{"WarmList too long", func(o *opts) { o.WarmList = 10_001 }, "WarmList is 10001"},

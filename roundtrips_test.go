@@ -38,6 +38,16 @@ func TestRoundTrips(t *testing.T) {
 		f := openPeer(t, client(t), o)
 		warm(t, a, b, f)
 		buildFilter(t, s, []*peer{f})
+		o.Name, o.Filter, o.FilterFirst = name+"-segments", inRedis, true
+		first := openPeer(t, client(t), o)
+		o.Name, o.FilterFirst = name+"-segments-after", false
+		after := openPeer(t, client(t), o)
+		warm(t, first, after)
+		segments := !redistest.Shared(t).Embedded() // the embedded server has no BITFIELD_RO
+		if segments {
+			buildFilter(t, s, []*peer{first})
+			buildFilter(t, s, []*peer{after})
+		}
 
 		down := errors.New("down")
 		s.before(func(_ context.Context, key string) error {
@@ -94,6 +104,24 @@ func TestRoundTrips(t *testing.T) {
 				func(t *testing.T, key string) { requireAbsent(t, f, "no "+key) }, 1,
 				sent{"mget": 1},
 			},
+			{
+				"filter in Redis says not found", after, nil,
+				func(t *testing.T, key string) { requireAbsent(t, after, "no "+key) }, 2,
+				sent{"mget": 1, "hget": 1, "bitfield_ro": 1},
+			},
+			{
+				"filter in Redis says not found, asked first", first, nil,
+				func(t *testing.T, key string) { requireAbsent(t, first, "no "+key) }, 1,
+				sent{"hget": 1, "bitfield_ro": 1},
+			},
+			{
+				"announce with a filter in Redis", after, nil, func(t *testing.T, key string) {
+					require.NoError(t, after.Announce(t.Context(), key))
+					require.NotZero(t, after.wire.count("segment"), "one more trip, which is not told from the upkeep's")
+				},
+				2,
+				sent{"xadd": 1, "hgetall": 1, "invalidate": 1},
+			},
 			{"failed load", a, nil, func(t *testing.T, _ string) { fails(t, a) }, 3, sent{"mget": 1, "acquire": 1, "release": 1}},
 			{
 				"set", a, nil, func(t *testing.T, key string) { require.NoError(t, a.Set(t.Context(), key, "row")) },
@@ -138,6 +166,9 @@ func TestRoundTrips(t *testing.T) {
 			},
 		} {
 			t.Run(path.name, func(t *testing.T) {
+				if !segments && (path.by == first || path.by == after) {
+					t.Skip("the embedded server has no BITFIELD_RO")
+				}
 				key := redistest.Name(t)
 				s.write(key, "row")
 				if path.set != nil {
@@ -147,6 +178,10 @@ func TestRoundTrips(t *testing.T) {
 				path.do(t, key)
 				commands, trips := path.by.wire.sent()
 				require.Equal(t, path.sent, sent(commands))
+				if commands["bitfield_ro"] > 0 && trips > path.trips { // head and segment are on two masters, or on one
+					require.True(t, clustered(path.by.rdb))
+					trips--
+				}
 				require.Equal(t, path.trips, trips)
 			})
 		}
@@ -246,4 +281,9 @@ func TestRoundTrips(t *testing.T) {
 			require.Equal(t, 4, trips)
 		})
 	})
+}
+
+func clustered(rdb redis.UniversalClient) bool {
+	_, ok := rdb.(*redis.ClusterClient)
+	return ok
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"math"
 	"strconv"
 	"strings"
 	"sync"
@@ -365,4 +366,64 @@ func TestGetPassesAFilterInRedisThatCannotBeAsked(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "row", got)
 	eventually(t, absent, "it answers again")
+}
+
+// A filter in Redis that one process doubts says nothing there from that moment on, and nothing in any process soon after, nor in one that starts
+// later, until another is built.
+func TestDoubtedFilterInRedisIsAskedByNobody(t *testing.T) {
+	needSegments(t)
+	s, name := newSource(map[string]string{"k": "row"}), redistest.Name(t)
+	o := lasting(name, s)
+	o.Filter = inRedis
+	server := redistest.Shared(t)
+	p := openPeers(t, 2, func(t *testing.T) redis.UniversalClient { t.Helper(); return server.Client(t) }, o)
+	buildFilter(t, s, p)
+	for _, p := range p {
+		requireAbsent(t, p, "nobody")
+		require.EqualValues(t, 1, p.Stats().Filtered)
+	}
+	tiercache.DoubtForTest(p[0].Cache)
+	require.EqualValues(t, bloom.Doubted, p[0].Stats().FilterState)
+	require.EqualValues(t, 1, p[0].Stats().FilterDue)
+	unbelieved(t, p[0], s, "doubted here")
+	eventually(t, func() bool { return p[1].Stats().FilterState == uint64(bloom.Unbuilt) }, "the other has heard")
+	unbelieved(t, p[1], s, "doubted elsewhere")
+	late := openPeer(t, server.Client(t), o)
+	unbelieved(t, late, s, "started later")
+	require.EqualValues(t, 1, p[0].Stats().Filtered, "and the doubt stays")
+	buildFilter(t, s, append(p, late))
+	for _, p := range append(p, late) {
+		requireAbsent(t, p, "no one")
+		require.NotZero(t, p.Stats().Filtered)
+	}
+}
+
+// On a real server a full filter in Redis lets no more absent keys pass than was asked for, and not far fewer: its segments have room for a share of
+// the keys that is greater than the mean.
+func TestFilterInRedisPassesAsManyAsAsked(t *testing.T) {
+	needSegments(t)
+	const rows, asked, rate = 10_000, 20_000, 0.01
+	s := newSource(nil)
+	for i := range rows {
+		s.write("row"+strconv.Itoa(i), "row")
+	}
+	o := lasting(redistest.Name(t), s)
+	o.Filter, o.FilterFirst = bloom.Options{Capacity: rows, FalsePositiveRate: rate, Form: bloom.InRedis}, true
+	p := openPeer(t, redistest.Shared(t).Client(t), o)
+	buildFilter(t, s, []*peer{p})
+	before := p.Stats()
+	for i := 0; i < asked; i += 1000 {
+		keys := make([]string, 1000)
+		for n := range keys {
+			keys[n] = "none" + strconv.Itoa(i+n)
+		}
+		_, err := p.GetMany(t.Context(), keys)
+		require.NoError(t, err)
+	}
+	after := p.Stats()
+	require.EqualValues(t, asked, after.FilterAsked-before.FilterAsked)
+	passed := asked - (after.Filtered - before.Filtered)
+	require.Less(t, float64(passed), rate*asked+5*math.Sqrt(rate*asked), "five standard deviations more")
+	require.Greater(t, float64(passed), 0.3*rate*asked)
+	t.Logf("%d of %d passed", passed, asked)
 }

@@ -134,7 +134,7 @@ func TestBuildGoesOnWhereAnotherWasCutOff(t *testing.T) {
 }
 
 // Race: 1. The scan passes the place of a row. 2. A checkpoint is stored. 3. The row is announced, by whichever process, and commits. 4. The builder
-// dies, and another goes on behind the row's place. The row is in its filter. Broken by: resume with the cursor that a new beginning would have.
+// dies, and another goes on behind the row's place. The row is in its filter.
 func TestRowAnnouncedBetweenCheckpointAndResumeIsNotAbsent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st, source := &memoryStore{}, newTable(100)
@@ -229,8 +229,7 @@ func TestCheckpointThatDoesNotFitIsNotGoneOnWith(t *testing.T) {
 }
 
 // Race: 1. A stores a checkpoint. 2. A is paused; B goes on from there, stores later ones and is cut off. 3. A stores its next one, which is behind
-// B's, and is cut off. 4. C goes on from A's. Its filter has every row, those announced at any of these moments included. Broken by: SaveCheckpoint
-// of bits that are older than its cursor.
+// B's, and is cut off. 4. C goes on from A's. Its filter has every row, those announced at any of these moments included.
 func TestCheckpointOfAPausedBuilderIsRightByItself(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st, source := &memoryStore{}, newTable(100)
@@ -332,8 +331,7 @@ func TestInsertedRowsAreNeverAbsentHoweverOftenABuildIsCutOff(t *testing.T) {
 }
 
 // Checkpoints come every 30 s by default, and where storing one takes long, so seldom that no more than a twentieth of the time goes into it; one that
-// cannot be stored, or that a later build's stands in the way of, ends nothing. Broken by: checkpoint without checkpointShare; with an error of
-// its own.
+// cannot be stored, or that a later build's stands in the way of, ends nothing. Broken by: checkpoint without checkpointShare.
 func TestCheckpointsTakeNoMoreThanTheirShare(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for takes, every := range map[time.Duration]time.Duration{0: checkpointEvery, 10 * time.Second: 210 * time.Second} {
@@ -389,7 +387,7 @@ func TestImplausibleBuildLeavesNoCheckpoint(t *testing.T) {
 }
 
 // Pages that do not move, whose place is too long, or that fail, end the build; so do ErrPlace of a place that the build has from its own scan, the
-// end of ctx, and nil pages. Broken by: after without each of its looks; build reading again though it was not resumed.
+// end of ctx, and nil pages. Broken by: after without each of its looks.
 func TestBuildFromRefusesWrongPages(t *testing.T) {
 	g, st := newTestGuard(t), &memoryStore{}
 	for want, pages := range map[string]Pages{

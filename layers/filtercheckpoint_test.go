@@ -11,7 +11,7 @@ import (
 
 // What a build has left is read back by any process, whole, with its generation and cursor, until it is dropped, an hour is over, or a filter of that
 // generation or a later one stands or is doubted; what a later build has left stays in its place; of something else in its place nothing is said, and it
-// is replaced. Nobody is told, and no part is left. Broken by: LoadCheckpoint without StandingFilter; SaveCheckpoint through SaveFilter's place.
+// is replaced. Nobody is told, and no part is left.
 func TestCheckpointIsReadBackUntilAFilterStands(t *testing.T) {
 	for name, open := range filterServers {
 		t.Run(name, func(t *testing.T) {

@@ -33,6 +33,7 @@ type Options struct {
 	PerSecond     int                         // inserts, of the processes that are not stopped, also while one is
 	Phase         int                         // inserts between two faults
 	Step          time.Duration               // of the course in the report; 0: none
+	Form          bloom.Form                  // of the filter
 	Start         func(spec string) *exec.Cmd // a command that calls Work with spec, its standard input and output
 }
 
@@ -91,6 +92,9 @@ func (c *child) do(o order) (a Answer, err error) {
 //  4. While another is built, the stream of announcements is trimmed to its last entry: that build must end without a filter. 5. Redis is
 //     flushed, and the stopped process goes on. 6. A filter is built, and believed by all. 7. Every process asks for every row.
 //
+// With a filter in Redis there is no lag and no stream to be behind of. Instead of 2 to 5: a process is stopped and a filter is built; a segment of it
+// is lost while another is built, which takes its place; Redis is flushed while one more is built, which must end without a filter.
+//
 // The error says what could not be played. Whether anybody was told "not found" of a committed row is in the report.
 func Play(ctx context.Context, o Options) (report Report, err error) {
 	p := &play{Options: o, cache: redis.NewClient(&redis.Options{Addr: o.Cache}), source: redis.NewClient(&redis.Options{Addr: o.Source})}
@@ -101,7 +105,11 @@ func Play(ctx context.Context, o Options) (report Report, err error) {
 		err = errors.Join(err, p.cache.Close(), p.source.Close())
 	}()
 	p.began = time.Now()
-	for _, step := range []func(context.Context) error{p.prepare, p.buildWhileOneIsStopped, p.trimAndFlush, p.recover, p.finish} {
+	steps := []func(context.Context) error{p.prepare, p.buildWhileOneIsStopped, p.trimAndFlush, p.recover, p.finish}
+	if o.Form == bloom.InRedis {
+		steps = []func(context.Context) error{p.prepare, p.loseSegment, p.flushBuild, p.recover, p.finish}
+	}
+	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			return p.report, err
 		}
@@ -113,6 +121,14 @@ func Play(ctx context.Context, o Options) (report Report, err error) {
 // note says that something befalls the fleet now.
 func (p *play) note(what string) {
 	p.report.Moments = append(p.report.Moments, Moment{time.Since(p.began), what})
+}
+
+// built has a held scan end and waits for its build.
+func (c *child) built() (Answer, error) {
+	if _, err := c.do(order{Do: "release"}); err != nil {
+		return Answer{}, err
+	}
+	return c.do(order{Do: "built"})
 }
 
 // end has the process end, or ends it.
@@ -139,7 +155,7 @@ func (p *play) prepare(ctx context.Context) error {
 	for i := range processes {
 		spec, err := json.Marshal(Spec{
 			Cache: p.Cache, Source: p.Source, Name: p.Name, Number: i,
-			Every: (processes - 1) * time.Second / time.Duration(p.PerSecond), Began: p.began, Step: p.Step, Rows: uint64(2*p.Rows + 100_000), //nolint:gosec // not negative
+			Every: (processes - 1) * time.Second / time.Duration(p.PerSecond), Began: p.began, Step: p.Step, Rows: uint64(2*p.Rows + 100_000), Form: p.Form, //nolint:gosec // not negative
 		})
 		if err != nil {
 			return err
@@ -210,7 +226,7 @@ func (p *play) buildWhileOneIsStopped(ctx context.Context) error {
 
 func (p *play) trimAndFlush(ctx context.Context) error {
 	running, stream := p.fleet[:processes-1], "tc:"+p.Name+":filter:new"
-	if _, err := p.fleet[1].do(order{Do: "build", PerSec: p.Rows}); err != nil {
+	if _, err := p.fleet[1].do(order{Do: "build", PerSec: p.Rows, Held: true}); err != nil {
 		return err
 	}
 	if err := p.more(ctx); err != nil {
@@ -226,7 +242,7 @@ func (p *play) trimAndFlush(ctx context.Context) error {
 	if err := each(running, order{Do: "go"}); err != nil {
 		return err
 	}
-	a, err := p.fleet[1].do(order{Do: "built"})
+	a, err := p.fleet[1].built()
 	if err != nil {
 		return err
 	}

@@ -30,13 +30,15 @@ type Spec struct {
 	Began  time.Time     // of the play
 	Step   time.Duration // of its course; 0: none is kept
 	Rows   uint64        // the filter's capacity
+	Form   bloom.Form    // where its bits are
 }
 
 // order is what a process is told to do. Each is answered by one Answer.
 type order struct {
-	Do     string // begin, hold, heard, go, build, built, look, end, course
+	Do     string // begin, hold, heard, go, build, release, built, look, end, course
 	Heard  uint64 // heard: waits until so many announcements were heard, this process's own among them
 	PerSec int    // build: rows a second; 0: no limit
+	Held   bool   // build: the scan does not end before release
 }
 
 // Answer is what a process has done and seen.
@@ -67,6 +69,7 @@ type process struct {
 	heard   atomic.Uint64
 	loops   sync.WaitGroup
 	build   chan Answer
+	release chan struct{} // has a held scan end
 
 	inserted, asked, wrong, failed, absent atomic.Uint64
 	passing                                atomic.Int64
@@ -76,7 +79,7 @@ type process struct {
 
 // Work is the life of one process: it does what it is told on in, and answers on out. It ends when in does.
 func Work(ctx context.Context, spec string, in *json.Decoder, out *json.Encoder) error {
-	p := &process{build: make(chan Answer, 1)}
+	p := &process{build: make(chan Answer, 1), release: make(chan struct{}, 1)}
 	if err := json.Unmarshal([]byte(spec), &p.spec); err != nil {
 		return fmt.Errorf("filterlife: %w", err)
 	}
@@ -85,7 +88,11 @@ func Work(ctx context.Context, spec string, in *json.Decoder, out *json.Encoder)
 	defer p.source.Close() //nolint:errcheck // the process ends
 	rdb := redis.NewClient(&redis.Options{Addr: p.spec.Cache, ContextTimeoutEnabled: true})
 	defer rdb.Close() //nolint:errcheck // as above
-	shared, err := layers.NewRedis(ctx, rdb, layers.RedisOptions{})
+	var budgets layers.RedisOptions
+	if p.spec.Form == bloom.InRedis { // whose build ends with the first call that is too late, which proves nothing
+		budgets.ReadTimeout, budgets.WriteTimeout = 20*time.Second, 20*time.Second
+	}
+	shared, err := layers.NewRedis(ctx, rdb, budgets)
 	if err != nil {
 		return err
 	}
@@ -126,7 +133,7 @@ func (p *process) open(shared *layers.Redis) (err error) {
 			}
 			return "row", nil
 		},
-		Filter: bloom.Options{Capacity: p.spec.Rows, FalsePositiveRate: 1e-3}, FilterAudit: -1,
+		Filter: bloom.Options{Capacity: p.spec.Rows, FalsePositiveRate: 1e-3, Form: p.spec.Form}, FilterAudit: -1,
 		MemoryTTL: -1, AbsentTTL: -1, TTLFor: func(string, string) time.Duration { return -1 },
 		Breaker: noBreaker, LoadTimeout: time.Minute,
 		Hooks: &tiercache.Hooks{Invalidated: func(uint64, bool) { p.heard.Add(1) }},
@@ -157,15 +164,21 @@ func (p *process) do(ctx context.Context, o order) (Answer, error) {
 		}
 	case "build":
 		go func() {
-			report, err := p.cache.BuildFilter(ctx, p.scan(ctx), bloom.BuildOptions{RowsPerSecond: o.PerSec})
+			report, err := p.cache.BuildFilter(ctx, p.scan(ctx, o.Held), bloom.BuildOptions{RowsPerSecond: o.PerSec})
 			a := Answer{Took: report.Took}
 			if err != nil {
 				a.Error = err.Error()
 			}
 			p.build <- a
 		}()
+	case "release":
+		p.release <- struct{}{}
 	case "built":
 		a := <-p.build
+		select {
+		case <-p.release: // the scan had ended before
+		default:
+		}
 		return a, nil
 	case "look":
 	case "course":
@@ -192,8 +205,8 @@ func (p *process) look() Answer {
 	return a
 }
 
-// scan gives every row of the source; one that is inserted meanwhile perhaps.
-func (p *process) scan(ctx context.Context) iter.Seq2[string, error] {
+// scan gives every row of the source; one that is inserted meanwhile perhaps. If it is held, it ends when it is released.
+func (p *process) scan(ctx context.Context, held bool) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
 		rows := p.source.SScan(ctx, p.spec.Name, 0, "", 1000).Iterator()
 		for rows.Next(ctx) {
@@ -203,6 +216,13 @@ func (p *process) scan(ctx context.Context) iter.Seq2[string, error] {
 		}
 		if err := rows.Err(); err != nil {
 			yield("", err)
+			return
+		}
+		if held {
+			select {
+			case <-p.release:
+			case <-ctx.Done():
+			}
 		}
 	}
 }
