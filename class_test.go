@@ -20,7 +20,9 @@ type turnstile struct {
 	order chan string
 }
 
-func newTurnstile() *turnstile { return &turnstile{open: make(chan struct{}), order: make(chan string, 100)} }
+func newTurnstile() *turnstile {
+	return &turnstile{open: make(chan struct{}), order: make(chan string, 100)}
+}
 
 func (s *turnstile) load(ctx context.Context, key string) (string, error) {
 	if key == "slow" {

@@ -84,7 +84,7 @@ func flushOne(ctx context.Context, e *env, r rival, keys int, budgets bool) (_ [
 	if before := out.second[1]; budgets && before.failed > 0 {
 		e.say("  before the flush already %d requests failed: %v\n", before.failed, before.firstError)
 	}
-	flushSeries(e, r.name, out, steps)
+	flushSeries(e, r.name, budgets, out, steps)
 	return flushRows(r, budgets, out, count, src), nil
 }
 
@@ -110,8 +110,8 @@ func flushRows(r rival, ours bool, out *seen, count sourceStats, src *source) []
 }
 
 // flushSeries hands goodput and the source's queue to the pictures.
-func flushSeries(e *env, name string, out *seen, steps []sourceStep) {
-	goodput := Series{Subject: name, What: "goodput", Unit: "% answered in time", XUnit: "s, FLUSHALL at 3"}
+func flushSeries(e *env, name string, first bool, out *seen, steps []sourceStep) {
+	goodput := Series{Subject: name, What: "goodput", Unit: "% answered in time", XUnit: "s"}
 	for i, share := range out.goodput() {
 		goodput.add(float64(i), 100*share)
 	}
@@ -122,4 +122,7 @@ func flushSeries(e *env, name string, out *seen, steps []sourceStep) {
 		loads.add(float64(i), float64(s.done))
 	}
 	e.plot(goodput, queue, loads)
+	if first {
+		e.plot(goodput.momentAt(flushAt, "FLUSHALL"), queue.momentAt(flushAt, "FLUSHALL"), loads.momentAt(flushAt, "FLUSHALL"))
+	}
 }

@@ -103,25 +103,27 @@ func TestSourceIsSeededAndCountsBySecond(t *testing.T) {
 	require.LessOrEqual(t, loads-done, uint64(1))
 }
 
-// A row that is not there is the error asked for, and counted; a closed source takes nothing more but does what it has.
+// A row that is not there is the error asked for, and counted; a closed source ends what it has begun, and refuses what waits and what comes.
 //
-// Broken by: workers that leave a closed source before its queue is empty.
+// Broken by: the loop left out of close.
 func TestSourceWithoutRowAndClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		src := newSource(sourceOptions{workers: 1, mean: time.Millisecond, row: func(k string) (string, bool) { return k, k == "there" }})
-		got := make(chan error, 2)
-		for _, k := range []string{"not", "there"} {
+		_, err := src.load(t.Context(), "not")
+		require.ErrorIs(t, err, errNoRow)
+		got := map[string]chan error{"there": make(chan error, 1), "waits": make(chan error, 1)}
+		for _, k := range []string{"there", "waits"} {
 			go func() {
 				_, err := src.load(t.Context(), k)
-				got <- err
+				got[k] <- err
 			}()
 			synctest.Wait()
 		}
 		src.close()
-		require.ErrorIs(t, <-got, errNoRow)
-		require.NoError(t, <-got)
+		require.NoError(t, <-got["there"], "it was begun")
+		require.ErrorIs(t, <-got["waits"], errSourceClosed)
 		require.Equal(t, uint64(1), src.stats().absent)
-		_, err := src.load(t.Context(), "there")
+		_, err = src.load(t.Context(), "there")
 		require.ErrorIs(t, err, errSourceClosed)
 	})
 }

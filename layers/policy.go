@@ -63,10 +63,10 @@ func (p *evictPolicy) add(c *cellHead, victims []*cellHead) []*cellHead {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	region := p.homeLocked(c)
-	switch {
-	case region == statePinned:
+	switch region {
+	case statePinned:
 		c.setUses(stateUses) // as one that was asked for much
-	case region == stateAside:
+	case stateAside:
 	default:
 		p.frequencies.count(c.tail().hash, 1)
 		region = p.enterLocked(c)
