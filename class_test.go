@@ -44,11 +44,11 @@ func (s *turnstile) loaded() (keys []string) {
 	return keys
 }
 
-// P7, P11: while the gate is full, a key that has a copy to answer is answered by it and takes no place in the queue from one that has none; once
-// a slot is free it is loaded as ever.
+// P7, P11: while the gate is full, keys that nobody has a copy of are loaded before those that have one; once they wait, a key that has one is
+// answered by it and takes no place in the queue.
 //
-// Broken by: the first case left out of classOf; "|| ok && !copied.Absent" left out of covered; Revalidate given a queue.
-func TestKeyWithACopyDoesNotQueue(t *testing.T) {
+// Broken by: the first case left out of classOf; "|| ok && !copied.Absent" left out of covered; Revalidate queued in any case.
+func TestKeyWithACopyLetsGoFirstWhoHasNone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTurnstile()
 		c := openCache(t, tiercache.Options[string, string]{
@@ -60,34 +60,36 @@ func TestKeyWithACopyDoesNotQueue(t *testing.T) {
 		}
 		pass(time.Minute + time.Second)
 		s.loaded()
-		go func() { _, _ = c.Get(context.WithoutCancel(t.Context()), "slow") }()
-		synctest.Wait()
-
+		behind := func(key string) {
+			go func() { _, _ = c.Get(context.WithoutCancel(t.Context()), key) }()
+			synctest.Wait()
+		}
+		behind("slow")
 		wantValue(t, c, "old", "value of old")
 		synctest.Wait()
-		require.Zero(t, c.Stats().LoadsWaiting, "a rebuild behind a stale answer queues")
+		require.EqualValues(t, 1, c.Stats().LoadsWaiting, "its rebuild waits while nobody else does")
+		behind("new")
+		require.EqualValues(t, 2, c.Stats().LoadsWaiting)
+		wantValue(t, c, "older", "value of older")
 		rows, err := c.GetMany(t.Context(), []string{"old", "older"})
 		require.NoError(t, err)
 		require.Len(t, rows, 2)
 		synctest.Wait()
-		require.Zero(t, c.Stats().LoadsWaiting)
-		go func() { _, _ = c.Get(context.WithoutCancel(t.Context()), "new") }()
-		synctest.Wait()
-		require.EqualValues(t, 1, c.Stats().LoadsWaiting, "who has no copy waits")
+		require.EqualValues(t, 2, c.Stats().LoadsWaiting, "a key with a copy queues behind one that has none")
 
 		close(s.open)
 		synctest.Wait()
-		require.Equal(t, []string{"slow", "new"}, s.loaded())
-		wantValue(t, c, "old", "value of old")
+		require.Equal(t, []string{"slow", "new", "old"}, s.loaded())
+		wantValue(t, c, "older", "value of older")
 		synctest.Wait()
-		require.Equal(t, []string{"old"}, s.loaded(), "with a free slot")
+		require.Equal(t, []string{"older"}, s.loaded(), "with a free slot")
 	})
 }
 
 // The same for a copy that only Redis has.
 //
 // Broken by: "l.why.covered = true" left out of judge.
-func TestKeyWithACopyInRedisDoesNotQueue(t *testing.T) {
+func TestKeyWithACopyInRedisLetsGoFirstWhoHasNone(t *testing.T) {
 	onRedis(t, func(t *testing.T, client func(t *testing.T) redis.UniversalClient) {
 		s, name := newTurnstile(), redistest.Name(t)
 		defer close(s.open)
@@ -97,12 +99,14 @@ func TestKeyWithACopyInRedisDoesNotQueue(t *testing.T) {
 		})
 		wantValue(t, c.Cache, "old", "value of old")
 		makeStale(t, c.rdb, valueKey(name, "old"))
-		go func() { _, _ = c.Get(context.WithoutCancel(t.Context()), "slow") }()
-		eventually(t, func() bool { return c.Stats().LoadsRunning == 1 }, "the slot is taken")
+		for i, key := range []string{"slow", "new"} {
+			go func() { _, _ = c.Get(context.WithoutCancel(t.Context()), key) }()
+			eventually(t, func() bool { return c.Stats().LoadsRunning+c.Stats().LoadsWaiting == uint64(i+1) }, "the slot is taken, then waited for")
+		}
 		e, err := c.GetEntry(t.Context(), "old")
 		require.NoError(t, err)
 		require.True(t, e.Stale)
 		eventually(t, func() bool { return c.Stats().Shed > 0 }, "the rebuild behind a stale answer is turned away")
-		require.Zero(t, c.Stats().LoadsWaiting)
+		require.EqualValues(t, 1, c.Stats().LoadsWaiting)
 	})
 }

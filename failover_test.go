@@ -59,6 +59,7 @@ func TestInvalidationsAreRepeatedAfterAFailover(t *testing.T) {
 	onSites(t, func(t *testing.T, w *site) {
 		s := newSource(nil)
 		o := lasting(w.name, s)
+		o.AbsentMisses = 1
 		b := openPeer(t, w.client(t), o)
 		o.MemoryTTL = -1 // each Get asks Redis or the source
 		a := openPeer(t, w.client(t), o)

@@ -15,7 +15,7 @@ var whatToSee = map[string]string{
 	"penetration: absent keys at the source":      "The share of the absent keys that the source was asked for: with a filter it stays below the dashed line in each step; without one the miss budget is all there is.",
 	"penetration: hits of rows in memory":         "The share of the requests for rows that memory answers: a flood of absent keys must not push rows out.",
 	"hot: what Redis sees of the hot key":         "Round trips for one key that suddenly is half of all requests: from the pin on no more than the dashed line, at whatever rate it is read.",
-	"ttl: loads":                                  "Loads in each minute when all keys were loaded at once: without anything the filling comes back every ten minutes; ours has the mean from the beginning.",
+	"ttl: loads":                                  "Share of the keys loaded in each minute when all were loaded at once: without anything the filling comes back every ten minutes; ours has the mean from the beginning.",
 	"filterlife: course":                          "Inserts and questions of all processes while filters are built, one process stands still, the stream is trimmed and Redis flushed: the curve of false negatives is the axis. Where inserts fall to nothing they are held for a fault.",
 	"filterlife: processes without a filter":      "How many processes let everything pass since their filter was in doubt: what the absence of false negatives costs, from the loss to the next build.",
 	"traces: points against otter":                "Our mean hit ratio minus otter's on each trace: above 0 we keep the better entries; the dashed lines are the worst that is allowed.",

@@ -66,7 +66,7 @@ func TestLoadsAMinute(t *testing.T) {
 	for i := range l.Seconds {
 		l.Seconds[i] = 1 + i/60
 	}
-	require.Equal(t, []float64{60, 120, 30}, l.perMinute("ours").Y)
+	require.Equal(t, []float64{30, 60, 15}, l.perMinute("ours", 200).Y, "in percent")
 }
 
 // The life of a filter is drawn as the sum of its processes' steps, in rates, with what befell them in both pictures.

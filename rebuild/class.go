@@ -10,7 +10,7 @@ type Class uint8
 const (
 	Foreground Class = iota // somebody waits for a row: every slot, the whole queue
 	Suspect                 // somebody waits, but likely there is no such row: GateOptions.Absent slots, a queue as long
-	Revalidate              // a copy past its end is at hand for whoever waits: half of the slots, no queue
+	Revalidate              // a copy past its end is at hand for whoever waits: half of the slots, and no queue while somebody without one waits
 	Refresh                 // a row that is still fresh is loaded ahead: a quarter of the slots, no queue
 	Warm                    // rows that nobody has asked for yet: a tenth of the slots, no queue
 
@@ -37,7 +37,7 @@ func (c Class) String() string {
 
 // The shares of the classes in the gate's slots. Chosen; not tuned. A tenth for what likely does not exist is what a flood of such keys
 // gets, and four where that is less, since some of the suspected rows exist; never more than half, or a small gate would be all theirs. Who
-// has a copy to answer does not queue: it would hold the key's lease meanwhile, for which those in other processes wait who have none.
+// has a copy does not queue behind those that have none: it would hold the key's lease meanwhile, for which others wait in other processes.
 const (
 	absentPart, absentLeast = 10, 4
 	revalidatePart          = 2
@@ -66,7 +66,7 @@ func (o GateOptions) shares() (s [classes]share) {
 	absent = max(1, min(absent, o.Loads))
 	s[Foreground] = share{slots: o.Loads, waiting: o.Waiting}
 	s[Suspect] = share{slots: absent, waiting: min(absent, o.Waiting)}
-	s[Revalidate] = share{slots: max(1, o.Loads/revalidatePart)}
+	s[Revalidate] = share{slots: max(1, o.Loads/revalidatePart), waiting: o.Waiting}
 	s[Refresh] = share{slots: max(1, o.Loads/refreshPart)}
 	s[Warm] = share{slots: max(1, o.Loads/warmPart)}
 	for i := range s {

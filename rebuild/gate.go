@@ -77,7 +77,7 @@ func NewGate(o GateOptions) (*Gate, error) {
 func (g *Gate) Enter(ctx context.Context) error { return g.EnterAs(ctx, Foreground) }
 
 // EnterAs takes a slot, which the caller gives back by LeaveAs of the same class. It blocks while none is free for the class, at most for
-// GateOptions.Wait; Revalidate, Refresh and Warm never block. Without a slot it returns ErrOverloaded, ErrClosed, or an error that matches ctx.Err()
+// GateOptions.Wait; Refresh and Warm never block, nor does Revalidate while a Foreground waits. Without a slot it returns ErrOverloaded, ErrClosed, or an error that matches ctx.Err()
 // and its cause.
 func (g *Gate) EnterAs(ctx context.Context, class Class) error {
 	if ctx.Err() != nil {
@@ -120,7 +120,7 @@ func (g *Gate) enqueue(class Class) (*gateWaiter, *list.Element, error) {
 		g.running++
 		s.running++
 		return nil, nil, nil
-	case s.queue.Len() >= s.waiting:
+	case s.queue.Len() >= s.waiting, class == Revalidate && g.shares[Foreground].queue.Len() > 0:
 		s.shed++
 		return nil, nil, ErrOverloaded
 	}
