@@ -13,7 +13,7 @@ import (
 // The warm list: which keys are read most, remembered by Redis while no process is there. Every process counts its own reads by samples and
 // notes the keys it read most, once a minute and at Close, with one script; the list keeps the best of all.
 const (
-	warmListMost   = 10_000           // keys of a list: so many are noted in some 10 ms of Redis's time; chosen; not tuned
+	warmListMost   = 10_000           // keys of a list: so many are noted in some 40 ms of Redis's time; chosen; not tuned
 	warmListEvery  = time.Minute      // chosen; not tuned: what a crash loses
 	warmListApart  = 10 * time.Second // and up to so much more, so that processes that began together do not write together
 	warmListPlaces = 4                // places of the count for each key of the list; chosen; not tuned
