@@ -318,6 +318,7 @@ func TestMoreRecentInvalidationsThanFitMoveTheGeneration(t *testing.T) {
 	require.NoError(t, a.Invalidate(t.Context(), many...))
 	server.RestartWith(dump)
 	asking(t, func() bool { return a.Stats().Failovers > 0 && a.Stats().Pending == 0 }, "the generation is moved")
+	asking(t, func() bool { return a.Stats().RedisBreaker == 0 }, "every key's turn has come: before, a key may be loaded once a process")
 	moved, err := admin.Get(t.Context(), "tc:"+name+":gen").Int64()
 	require.NoError(t, err)
 	require.Greater(t, moved, generation)
