@@ -55,11 +55,12 @@
 //	P7  Redis down, hung, read-only, full or flushed: Get goes on answering from memory, stale, or by loads behind the gate; a Redis error
 //	    is never returned from Get. Invalidations are queued (10,000 keys, then all), the caller is told by ErrPending, and a queued key is
 //	    not read from Redis before its invalidation got there. When Redis is back, writes go there at once and reads key by key, within
-//	    about six seconds; what memory holds from before is asked for first. Limit: the queue dies with its process.
+//	    about six seconds; what memory holds from before is asked for first. While the gate is full, keys that nobody has a copy of are
+//	    loaded before those that can be answered by one. Limit: the queue dies with its process.
 //	    TestRedisKilledReadsGoOn, TestRedisHungReadsGoOn, TestReadOnlyRedis, TestFullRedis, TestFlushedRedis,
 //	    TestQueuedInvalidationIsReplayedBeforeTheKeyIsRead, TestPendingOverflowMovesTheGeneration, TestDoubtfulMemoryIsAskedAgain,
 //	    TestReadsComeBackToRedisInTurns, TestWritesDoNotWaitForATurn, TestFlushIsToldToEveryProcess, TestNothingThatBefallsRedisIsFelt,
-//	    TestStorm
+//	    TestStorm, TestKeyWithACopyLetsGoFirstWhoHasNone, TestKeyWithACopyInRedisLetsGoFirstWhoHasNone
 //	P8  Source down: the stale copy is answered up to MaxStale, counted (Stats.StaleErrors) and told to Hooks; then a *LoadError with the
 //	    cause. A key that failed twice in a row rests for 100 ms, doubled up to 1 s. When half of at least 20 loads within 10 s failed no
 //	    key is loaded for 1 s, doubled up to 5 s (ErrBreakerOpen in the *LoadError); then three loads at a time find out.

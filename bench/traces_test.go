@@ -96,10 +96,13 @@ func TestKeepersKeepWhatFits(t *testing.T) {
 		long := play(k, loop(entries*2, 50), 1)
 		k.stop()
 		require.LessOrEqual(t, short, 98.0, subject.name)
-		require.LessOrEqual(t, long, optimum(loop(entries*2, 50), entries), subject.name)
-		if subject.name != "ristretto" {
+		best := optimum(loop(entries*2, 50), entries)
+		if subject.name == "ristretto" { // which evicts behind its callers, and has more than it may have for a moment
+			best++
+		} else {
 			require.Greater(t, short, 95.0, subject.name)
 		}
+		require.LessOrEqual(t, long, best, subject.name)
 	}
 }
 
