@@ -30,12 +30,13 @@ const (
 	hotFrom      = 2 * time.Second // after the load begins
 	hotSettled   = 3 * time.Second // after that Redis' commands are counted
 	hotName      = "hot-one"
+	hotTag       = "{" + hotName + "}"    // in the names of its keys in Redis: what instances tell of their hot keys names it too, without
 	hotStep      = 500 * time.Millisecond // of the picture
 )
 
 func hotKey(ctx context.Context, e *env) (_ []Row, err error) {
 	var caches [hotInstances]*tiercache.Cache[string, string]
-	trips := &tripCounter{needle: hotName}
+	trips := &tripCounter{needle: hotTag}
 	for i := range caches {
 		shared, stop, err := connect(ctx, e.server.addr, trips)
 		if err != nil {
@@ -125,7 +126,7 @@ func hotCommands(ctx context.Context, e *env, end time.Time) (n float64, during 
 	began := time.Now()
 	time.Sleep(time.Until(end))
 	during = time.Since(began)
-	return float64(len(watch.sent(hotName))), during, nil
+	return float64(len(watch.sent(hotTag))), during, nil
 }
 
 // hotPinnedAfter returns how long after since the key is hot in every instance, and the cache has pinned a key; until end if it is not.

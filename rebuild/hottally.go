@@ -38,8 +38,8 @@ func (t *tally[K]) add(seed maphash.Seed, s *hotSample[K]) {
 	t.top.offer(k)
 }
 
-// take returns the n keys (n of zero or less: all) read most since the last take, first the most, and begins anew. Their rates are at most the true ones, as far as
-// the samples tell.
+// take returns the n keys (n of zero or less: all) read most since the last take, first the most, and begins anew. Their rates are at most the
+// true ones, as far as the samples tell.
 func (t *tally[K]) take(n int, now time.Time) []HotKey[K] {
 	over := max(now.Sub(t.since), tallyLeast).Seconds()
 	keys := make([]HotKey[K], 0, len(t.top.heap))
@@ -71,8 +71,9 @@ func (h *HotKeys[K]) Tally(places int) {
 	h.tally = newTally[K](places)
 }
 
-// TakeTally returns the n keys (n of zero or less: all) that were read most since the last call, or since Tally, first the most; nil without Tally and after Close. Their
-// Rate is over that time, a minute at least, and counts what was certainly read, as far as the samples tell; Hot is not set.
+// TakeTally returns the n keys (n of zero or less: all) that were read most since the last call, or since Tally, first the most; nil without
+// Tally and after Close. Their Rate is over that time, a minute at least, and counts what was certainly read, as far as the samples tell; Hot
+// is not set.
 func (h *HotKeys[K]) TakeTally(n int) []HotKey[K] {
 	h.collect()
 	h.mu.Lock()
