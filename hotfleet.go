@@ -43,6 +43,9 @@ func (c *Cache[K, V]) FleetHotKeys(ctx context.Context, n int) ([]FleetHotKey, e
 		n = fleetShows
 	}
 	n = min(n, fleetMost)
+	if err := ctx.Err(); err != nil { // the client sends some commands of a context that has ended
+		return nil, fmt.Errorf("tiercache: hot keys of the fleet: %w", err)
+	}
 	if c.shared == nil {
 		var keys []FleetHotKey
 		for _, k := range c.hot.Top(n) {
