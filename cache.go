@@ -151,8 +151,15 @@ func (c *Cache[K, V]) inMemory(key K, id string, a *answer[V]) bool {
 
 // fromShared is step 3. The mark is taken before the GET is sent: what the GET brings is kept in memory only if no invalidation was heard
 // since (protocol race R2); and before the pending invalidations are looked at: one that is queued just after the look voids it (R13).
-// It reports false if the key must be rebuilt, and notes in why what that rebuild should know.
+// It reports false if the key must be rebuilt, and notes in why what that rebuild should know. A hot key is read by one caller at a time.
 func (c *Cache[K, V]) fromShared(ctx context.Context, key K, id string, why *cause, a *answer[V]) (bool, error) {
+	if turn := c.hotReads.of(id); turn != nil {
+		leave, err := turn.enter(ctx)
+		defer leave()
+		if err != nil || c.fromMemory(ctx, key, id, a) {
+			return err == nil, err
+		}
+	}
 	mark := c.local.Mark(key)
 	if !c.readable(key, id) {
 		return false, nil

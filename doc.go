@@ -105,7 +105,7 @@
 // # Avalanche
 //
 // What is loaded together does not end together. Jitter takes up to a tenth off every life (a fifth off those below two minutes), anew each
-// time and in each tier. While the cache is cold, what is loaded lives for a share of its TTL between a tenth and all of it instead, once a key; the
+// time and in each tier; none off the copies that memory has of hot keys. While the cache is cold, what is loaded lives for a share of its TTL between a tenth and all of it instead, once a key; the
 // share is the key's own and the same in every process. It is cold for one TTL: after New, where there is no Redis; after a namespace began,
 // was cleared, or Redis may have lost data (then only for keys of which nothing stale stands); and after a process loaded, within ten seconds,
 // more than three times what it loads on average, and at least a thousand keys. It costs at most one load more a key, in that one TTL.

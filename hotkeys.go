@@ -29,8 +29,8 @@ type HotKey[K comparable] struct {
 //
 // A key is hot once 200 reads of it a second, or a hundredth of all (twenty at least), leave memory for Redis or the source, or once memory
 // answers 200 of them, or a hundredth of all reads (fifty at least); until it was below half of that for 30 s. A hot key is pinned: no other
-// key drives it out of memory, with at most 256 such keys, a quarter of the memory and 16 MiB. It lives no longer for that: MemoryTTL, events
-// and invalidations hold as ever. And from RefreshAhead of its value's life on it is rebuilt by one process in the fleet, so that nobody meets
+// key drives it out of memory, with at most 256 such keys, a quarter of the memory and 16 MiB. It lives no longer for that: MemoryTTL (the whole of it,
+// without jitter), events and invalidations hold as ever, and Redis is asked for it by one caller at a time. And from RefreshAhead of its value's life on it is rebuilt by one process in the fleet, so that nobody meets
 // it past its soft end. Without memory (MemoryTTL negative) there is nothing to pin, and no value whose life is known.
 //
 // With Shared, what all processes read counts too: see FleetHotKeys.
@@ -74,6 +74,7 @@ func (h *hotCare[K, V]) Heat(k rebuild.HotKey[K]) {
 	}
 	h.lives[k.ID] = &hotLife{}
 	h.c.local.Pin(k.Key)
+	h.c.hotReads.set(k.ID, true)
 	if h.c.o.Hooks.Hot != nil {
 		h.c.o.Hooks.Hot(keyHash(k.ID), true, k.Rate)
 	}
@@ -83,6 +84,7 @@ func (h *hotCare[K, V]) Heat(k rebuild.HotKey[K]) {
 func (h *hotCare[K, V]) Cool(k rebuild.HotKey[K]) {
 	delete(h.lives, k.ID)
 	h.c.local.Unpin(k.Key)
+	h.c.hotReads.set(k.ID, false)
 	if h.c.o.Hooks.Hot != nil {
 		h.c.o.Hooks.Hot(keyHash(k.ID), false, k.Rate)
 	}

@@ -38,6 +38,7 @@ type Cache[K comparable, V any] struct {
 	refreshed atomic.Uint64              // the last number
 	hot       *rebuild.HotKeys[K]
 	hotFleet  *hotFleet
+	hotReads  hotReads
 	backOff   *rebuild.Pauses // of loads without Redis, where it is kept otherwise
 
 	pending   *consistency.Pending // keys to invalidate once Redis can be reached

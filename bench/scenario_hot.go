@@ -94,7 +94,8 @@ func hotKey(ctx context.Context, e *env) (_ []Row, err error) {
 	rate := float64(asked.Load()) / time.Since(heat).Seconds() / hotInstances
 	return []Row{
 		valueRow("until it is pinned in every instance", after.Seconds(), "s", atMost(2), fmt.Sprintf("from its first request on; %.0f requests a second of an instance", rate)),
-		valueRow("Redis commands for it, a second", reads/from.Seconds(), "", atMost(hotInstances/hotMemoryTTL.Seconds()), fmt.Sprintf("%d instances ÷ MemoryTTL of %v", hotInstances, hotMemoryTTL)),
+		valueRow("Redis commands for it", reads, "", atMost(float64(hotInstances*(1+from/hotMemoryTTL))),
+			fmt.Sprintf("in %v, as many as %d instances can send that do so once in %v; %.2f a second", from.Round(time.Millisecond), hotInstances, hotMemoryTTL, reads/from.Seconds())),
 	}, nil
 }
 

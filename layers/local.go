@@ -64,7 +64,7 @@ func (o *localOwner) move(f func(word uint32) uint32) (uint32, bool) {
 type LocalOptions[K comparable, V any] struct {
 	Name    string                 // of the cache; a second open Local of this name on one Memory is an error
 	TTL     time.Duration          // a copy is answered for at most this long after its put; zero or negative: nothing is kept, marks still work
-	Jitter  float64                // fraction of TTL taken off at random, [0,1)
+	Jitter  float64                // fraction of TTL taken off at random, [0,1); not for pinned keys
 	String  func(K) string         // required: a key's string form, which is its identity; events carry it
 	Direct  bool                   // K itself is the identity (strings, integers): no String call on a hit
 	Parse   func(string) (K, bool) // required with Direct: the string form back to the key; false if no key has it
@@ -359,7 +359,11 @@ func (l *Local[K, V]) cellOf(h uint64, key K, id string, e *Entry[V], m Mark, do
 	if now >= l.clock.since(e.Hard) {
 		return nil
 	}
-	c := newCell(l.clock, &l.own, h, key, e, now, now+int64(Shorten(l.o.TTL, l.o.Jitter, rand.Float64())))
+	life := l.o.TTL
+	if !l.mem.policy.isPinned(h) { // a hot key is read anew as seldom as allowed; there are too few of them to end together
+		life = Shorten(life, l.o.Jitter, rand.Float64())
+	}
+	c := newCell(l.clock, &l.own, h, key, e, now, now+int64(life))
 	c.trust = uint32(m.trust)
 	if doubt || c.trust&wordDeaf != 0 {
 		c.trust = c.trust&^wordDeaf | wordDoubt

@@ -200,7 +200,7 @@ func (m *Memory) Stats() MemoryStats {
 		Main:    p.main.stats(),
 		Absent:  p.aside.stats(),
 		Pinned:  p.pinned.stats(),
-		Pins:    uint64(len(p.pins)),
+		Pins:    uint64(len(p.pins.owners)),
 	}
 	for _, r := range p.regions() {
 		st.Evicted += r.evicted

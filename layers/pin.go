@@ -1,5 +1,7 @@
 package layers
 
+import "sync/atomic"
+
 // The bounds of what may be pinned in a Memory. Chosen: enough for the keys that half of a service's requests ask for, and little enough that
 // the policy keeps most of the bytes to decide about.
 const (
@@ -7,6 +9,27 @@ const (
 	pinMostBytes = 16 << 20
 	pinShare     = 4 // and a quarter of MaxBytes
 )
+
+// pinSet are the hashes of pinned keys, whether they have a cell or not, and whose they are. The policy's lock guards it.
+type pinSet struct {
+	owners map[uint64]*localOwner
+	n      atomic.Int32 // len(owners), for those who do not hold the lock
+}
+
+func (s *pinSet) set(hash uint64, o *localOwner) {
+	s.owners[hash] = o
+	s.n.Store(int32(len(s.owners))) //nolint:gosec // bounded by pinMostKeys
+}
+
+func (s *pinSet) drop(hash uint64) {
+	delete(s.owners, hash)
+	s.n.Store(int32(len(s.owners))) //nolint:gosec // bounded by pinMostKeys
+}
+
+func (s *pinSet) clear() {
+	clear(s.owners)
+	s.n.Store(0)
+}
 
 // Pin lets the key's entries stand in a region of their own, from which nothing is evicted for other keys: for hot keys that a scan must not
 // drive out. It holds for the entry that is there and for those put later, until Unpin or Close; it reads and keeps nothing itself. Entries
@@ -64,15 +87,15 @@ func (p *evictPolicy) pin(hash uint64, o *localOwner, c *cellHead) bool {
 		return false
 	case p.pinnedLocked(hash):
 		return true
-	case len(p.pins) >= pinMostKeys:
+	case len(p.pins.owners) >= pinMostKeys:
 		return false
 	case c == nil || c.region() == 0: // no cell, or one that is dead already
-		p.pins[hash] = o
+		p.pins.set(hash, o)
 		return true
 	case p.pinned.bytes+int64(c.bytes) > p.pinBytes():
 		return false
 	}
-	p.pins[hash] = o
+	p.pins.set(hash, o)
 	p.moveLocked(c, statePinned)
 	return true
 }
@@ -81,7 +104,7 @@ func (p *evictPolicy) pin(hash uint64, o *localOwner, c *cellHead) bool {
 func (p *evictPolicy) unpin(hash uint64, c *cellHead, victims []*cellHead) []*cellHead {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	delete(p.pins, hash)
+	p.pins.drop(hash)
 	if c != nil && c.region() == statePinned {
 		p.releaseLocked(c)
 	}
@@ -92,15 +115,25 @@ func (p *evictPolicy) unpin(hash uint64, c *cellHead, victims []*cellHead) []*ce
 func (p *evictPolicy) unpinAll(o *localOwner) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for hash, owner := range p.pins {
+	for hash, owner := range p.pins.owners {
 		if owner == o {
-			delete(p.pins, hash)
+			p.pins.drop(hash)
 		}
 	}
 }
 
+// isPinned reports whether the hash is pinned now. While nothing is, it takes no lock: each put asks.
+func (p *evictPolicy) isPinned(hash uint64) bool {
+	if p.pins.n.Load() == 0 {
+		return false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.pinnedLocked(hash)
+}
+
 func (p *evictPolicy) pinnedLocked(hash uint64) bool {
-	_, pinned := p.pins[hash]
+	_, pinned := p.pins.owners[hash]
 	return pinned
 }
 
@@ -115,7 +148,7 @@ func (p *evictPolicy) unpinColdestLocked() {
 			p.rotateLocked(c)
 			continue
 		}
-		delete(p.pins, c.tail().hash)
+		p.pins.drop(c.tail().hash)
 		p.releaseLocked(c)
 	}
 }

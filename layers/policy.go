@@ -46,7 +46,7 @@ type evictPolicy struct {
 	window, main cellRegion
 	aside        cellRegion // absent entries
 	pinned       cellRegion
-	pins         map[uint64]*localOwner // hashes of pinned keys, whether they have a cell or not, and whose they are
+	pins         pinSet
 	windowGhosts ghostList
 	mainGhosts   ghostList
 	frequencies  frequencySketch
@@ -55,7 +55,7 @@ type evictPolicy struct {
 }
 
 func newEvictPolicy(maxBytes int64, k *coarseClock) *evictPolicy {
-	return &evictPolicy{max: maxBytes, target: maxBytes / 100 * windowShare, clock: k, pins: make(map[uint64]*localOwner)}
+	return &evictPolicy{max: maxBytes, target: maxBytes / 100 * windowShare, clock: k, pins: pinSet{owners: make(map[uint64]*localOwner)}}
 }
 
 // add takes a new cell in and returns victims with the cells appended that had to go for it: dead, in no region. The cell itself can be one.
@@ -193,7 +193,7 @@ func (p *evictPolicy) removeAll() {
 			p.unlinkLocked(r.oldest)
 		}
 	}
-	clear(p.pins)
+	p.pins.clear()
 }
 
 // entries returns the number of the cells that stay.

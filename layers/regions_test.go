@@ -93,10 +93,10 @@ func TestRegionsAgreeWithAModel(t *testing.T) {
 		now := int64(0)
 		for n := range 4000 {
 			most := 20 + n/500%2*400 // by turns the values leave room, and do not
-			pins := len(s.p.pins)
+			pins := len(s.p.pins.owners)
 			gone, unpinned := s.randomCall(r, most, now)
 			now += gone
-			if !unpinned && len(s.p.pins) < pins {
+			if !unpinned && len(s.p.pins.owners) < pins {
 				lost++
 			}
 			require.NoError(t, s.check(), "seed %d, call %d", seed, n)
