@@ -165,7 +165,7 @@ func (c *Cache[K, V]) fromShared(ctx context.Context, key K, id string, why *cau
 		return false, nil
 	}
 	var found layers.Reading[V]
-	if err := c.shared.Read(ctx, id, mark, &found); err != nil {
+	if err := c.shared.ReadSpread(ctx, id, mark, &found); err != nil {
 		if ctx.Err() == nil {
 			c.sharedFailed("get", err)
 		}

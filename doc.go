@@ -28,12 +28,12 @@
 //	    Limits: with the bus silent, until MemoryTTL, longer only for answers marked stale while Redis or the source fails. A Get that
 //	    waits already may be given the older value. After a failover that lost the invalidation: until the process that sent it has
 //	    noticed, two heartbeats (2 s), and repeated it; if that process died too, the value's TTL. DeleteWindow must be longer than the
-//	    lag of the replicas that the loader reads.
+//	    lag of the replicas that the loader reads. With HotCopies: where Redis lost the note that a key has copies, 5 s.
 //	    TestOlderLoadIsRefusedAfterInvalidate, TestDeleteBetweenFillAndPutIsNotKept, TestRefusedFillIsNotKeptInMemory,
 //	    TestReadBeforeAnEventIsNotKept, TestSetIsNotOvertakenByAnOlderLoad, TestInvalidateOvertakesASet,
 //	    TestClearRefusesWhatWasLoadedBefore, TestUpdateIsSeenByAll, TestProtocol, TestInvalidationsAreRepeatedAfterAFailover,
 //	    TestFailoverBetweenAScriptAndItsReplyRepeatsTheKey, TestLostInvalidationIsPendingBeforeMemoryIsTrusted,
-//	    TestProcessStoppedBeyondItsLeaseBringsNothingBack
+//	    TestProcessStoppedBeyondItsLeaseBringsNothingBack, TestCopyReadBetweenEventAndDropIsForgotten, TestStormWithCopies
 //	P3  A Get that begins after Invalidate, Update or Set returned, nil or error, joins no older load. Limit: in the same process.
 //	    TestGetAfterInvalidateDoesNotJoinOlderLoad, TestFlightBegunInsideInvalidateIsNotJoined,
 //	    TestLoadBegunBeforeAWriteIsNeitherKeptNorJoined

@@ -34,6 +34,13 @@ type HotKey[K comparable] struct {
 // it past its soft end. Without memory (MemoryTTL negative) there is nothing to pin, and no value whose life is known.
 //
 // With Shared, what all processes read counts too: see FleetHotKeys.
+//
+// With HotCopies, in a Redis Cluster, Get and GetEntry read a hot key that memory does not answer from one of so many copies in other slots, or from its
+// own, chosen at random for each process and key. Copies live for 5 s at most and are made by who misses one; whatever changes the value drops them,
+// in one more round trip, before it returns. For that every process of this Name must be of a release that knows copies; its own HotCopies does not
+// matter. A copy may answer an older value, for these 5 s, where Redis lost the note that there are copies (by eviction), or a failover took back what
+// was done; and its life is judged by its own server's clock. Stats.CopyReads and CopiesMade count them. They are for fleets so large that even one
+// read of each process in MemoryTTL is much, or for caches without memory.
 func (c *Cache[K, V]) HotKeys(n int) []HotKey[K] {
 	top := c.hot.Top(n)
 	keys := make([]HotKey[K], len(top))
@@ -74,7 +81,12 @@ func (h *hotCare[K, V]) Heat(k rebuild.HotKey[K]) {
 	}
 	h.lives[k.ID] = &hotLife{}
 	h.c.local.Pin(k.Key)
-	h.c.hotReads.set(k.ID, true)
+	if h.c.o.MemoryTTL > 0 {
+		h.c.hotReads.set(k.ID, true)
+	}
+	if h.c.o.HotCopies > 0 {
+		h.c.shared.Spread(k.ID, h.c.o.HotCopies)
+	}
 	if h.c.o.Hooks.Hot != nil {
 		h.c.o.Hooks.Hot(keyHash(k.ID), true, k.Rate)
 	}
@@ -85,6 +97,9 @@ func (h *hotCare[K, V]) Cool(k rebuild.HotKey[K]) {
 	delete(h.lives, k.ID)
 	h.c.local.Unpin(k.Key)
 	h.c.hotReads.set(k.ID, false)
+	if h.c.o.HotCopies > 0 {
+		h.c.shared.Spread(k.ID, 0)
+	}
 	if h.c.o.Hooks.Hot != nil {
 		h.c.o.Hooks.Hot(keyHash(k.ID), false, k.Rate)
 	}

@@ -52,7 +52,8 @@ type Options[K comparable, V any] struct {
 	LoadTimeout  time.Duration            // 3 s; one load, whoever waits
 	LeaseTime    time.Duration            // 3 s; how long a dead process can hold a rebuild; renewed while it lives; at least 100 ms
 
-	WarmList int // of all processes, the keys read most that Redis remembers for WarmFromList; 0: none; at most 10,000; it needs Shared
+	HotCopies int // 0: none; so many copies of each hot key's value stand in other slots of a Redis Cluster, at most 16, and its reads are spread over them; see HotKeys
+	WarmList  int // of all processes, the keys read most that Redis remembers for WarmFromList; 0: none; at most 10,000; it needs Shared
 
 	Gate      rebuild.GateOptions     // loads at once in this process: 64, 256 waiting, for 100 ms
 	FleetGate *rebuild.Semaphore      // loads at once in all processes: each holds a permit of Name, for which it waits half of LoadTimeout, else ErrOverloaded; nil: no such bound
@@ -181,6 +182,12 @@ func (o Options[K, V]) withDefaults() (Options[K, V], error) {
 	}
 	if o.Filter.Form == bloom.InRedis && o.FilterFeed != 0 {
 		wrong("FilterFeed is set, but a filter in Redis follows no feed: its Announce is enough")
+	}
+	switch {
+	case o.HotCopies < 0 || o.HotCopies > layers.MaxCopies:
+		wrong("HotCopies is %d, it must be 0 to %d", o.HotCopies, layers.MaxCopies)
+	case o.HotCopies > 0 && o.Shared == nil:
+		wrong("HotCopies is set, but there is no Shared to keep them")
 	}
 	switch {
 	case o.WarmList < 0:

@@ -68,6 +68,9 @@ func TestEveryMistakeOfOptionsIsNamed(t *testing.T) {
 			o.Filter, o.FilterFeed = bloom.Options{Capacity: 1, Form: bloom.InRedis}, 2*time.Second
 		}, "follows no feed"},
 		{"FilterFirst", func(o *opts) { o.FilterFirst = true }, "FilterFirst"},
+		{"HotCopies", func(o *opts) { o.HotCopies = -1 }, "HotCopies is -1"},
+		{"HotCopies too many", func(o *opts) { o.HotCopies = 17 }, "HotCopies is 17"},
+		{"HotCopies alone", func(o *opts) { o.HotCopies = 1; o.Shared = nil }, "HotCopies is set, but there is no Shared"},
 		{"WarmList", func(o *opts) { o.WarmList = -1 }, "WarmList is negative"},
 		{"WarmList too long", func(o *opts) { o.WarmList = 10_001 }, "WarmList is 10001"},
 		{"WarmList without Shared", func(o *opts) { o.WarmList = 1 }, "there is no Shared"},

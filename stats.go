@@ -34,6 +34,8 @@ type Stats struct {
 	BackOffs     uint64 // rebuilds refused since the last loads of the key failed
 
 	RefreshesAhead uint64 // loads of hot keys before their value's soft end
+	CopyReads      uint64 // reads of hot keys that a copy in another slot answered: Options.HotCopies
+	CopiesMade     uint64 // copies that this process stored
 
 	BreakerRefused     uint64 // rebuilds that the source's breaker turned away
 	SourceBreakerTrips uint64 // times that it opened
@@ -148,6 +150,10 @@ func (c *Cache[K, V]) Stats() Stats {
 	}
 	if c.segments != nil {
 		c.segmentStats(&s)
+	}
+	if c.shared != nil {
+		copies := c.shared.CopyStats()
+		s.CopyReads, s.CopiesMade = copies.Reads, copies.Made
 	}
 	return s
 }

@@ -72,7 +72,7 @@ const (
 )
 
 // scripts are the library's.
-var scripts = []string{"acquire", "fill", "release", "renew", "invalidate", "generation", "segment", "segments", "warmlist", "hot"}
+var scripts = []string{"acquire", "fill", "release", "renew", "invalidate", "generation", "segment", "segments", "warmlist", "hot", "copy"}
 
 // teach has every master know the scripts, so that none is sent twice: a process stopped behind the answer "no such script" would stand at
 // another place than its test believes.

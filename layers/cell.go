@@ -23,15 +23,15 @@ const (
 // cellHead is the part of a cell that does not depend on its cache's types: what ristretto stores, the front points to and the policy
 // lists. Moments are nanoseconds of the Memory's clock. Only state changes after birth, and the links in the tail.
 //
-// Every entry pays for these fields, so they are small: with a string for key and value a cell has 112 bytes. What a hit reads stands
+// Every entry pays for these fields, so they are small: with a string for key and value a cell has 96 bytes. What a hit reads stands
 // together, in the first 64 of them.
 type cellHead struct {
-	owner   *localOwner
-	fresh   int64  // the earlier of its soft end and the end of the local tier's own TTL
-	trust   uint32 // the word of the mark it was put under; with wordDoubt if it must never be trusted
-	state   atomic.Uint32
-	bytes   uint32 // what the policy counts for it
-	encoded uint32
+	owner *localOwner
+	fresh int64  // the earlier of its soft end and the end of the local tier's own TTL
+	trust uint32 // the word of the mark it was put under; with wordDoubt if it must never be trusted
+	state atomic.Uint32
+	bytes uint32 // what the policy counts for it
+	born  uint32 // milliseconds from birth to fresh; notBorn: unknown. Here, where it fills up the word
 }
 
 // cellTail is what a hit does not read. It stands behind key and value, at an offset that the owner knows.
@@ -40,11 +40,8 @@ type cellHead struct {
 type cellTail struct {
 	hash       uint64
 	prev, next *cellHead // guarded by the policy's lock
-	version    uint64
-	later      uint32 // to the later of the two ends of which fresh is the earlier; stateYoung tells which
-	hard       uint32 // to the hard end
-	born       uint32 // from birth to fresh; notBorn: unknown
-	cost       uint32 // microseconds, saturating
+	later      uint32    // to the later of the two ends of which fresh is the earlier; stateYoung tells which
+	hard       uint32    // to the hard end
 }
 
 // notBorn stands for the zero time.
@@ -130,20 +127,17 @@ func (c *cell[K, V]) ends() (soft, young int64) {
 	return later, c.fresh
 }
 
-// entry gives back what was put.
+// entry gives back what was put, but for what only Redis is asked for: version, cost and size.
 func (c *cell[K, V]) entry(k *coarseClock) Entry[V] {
 	soft, _ := c.ends()
 	e := Entry[V]{
-		Value:   c.value,
-		Absent:  c.absent(),
-		Soft:    k.moment(soft),
-		Hard:    k.moment(c.fresh + nanos(c.t.hard)),
-		Version: c.t.version,
-		Cost:    time.Duration(c.t.cost) * time.Microsecond,
-		Size:    int(c.encoded),
+		Value:  c.value,
+		Absent: c.absent(),
+		Soft:   k.moment(soft),
+		Hard:   k.moment(c.fresh + nanos(c.t.hard)),
 	}
-	if c.t.born != notBorn {
-		e.Born = k.moment(c.fresh - nanos(c.t.born))
+	if c.born != notBorn {
+		e.Born = k.moment(c.fresh - nanos(c.born))
 	}
 	return e
 }
@@ -166,14 +160,11 @@ func newCell[K comparable, V any](k *coarseClock, o *localOwner, hash uint64, ke
 	c.state.Store(state)
 	c.t.later = inMillis(max(soft, young) - c.fresh)
 	c.t.hard = inMillis(hard - c.fresh)
-	c.t.born = notBorn
+	c.born = notBorn
 	if !e.Born.IsZero() {
-		c.t.born = inMillis(c.fresh - k.since(e.Born))
+		c.born = inMillis(c.fresh - k.since(e.Born))
 	}
 	c.t.hash = hash
-	c.t.version = e.Version
-	c.t.cost = saturate(e.Cost.Microseconds())
-	c.encoded = saturate(int64(e.Size))
 	return c
 }
 

@@ -11,7 +11,7 @@ type Entry[V any] struct {
 	Born    time.Time     // when it was stored, or loaded where it was never stored
 	Soft    time.Time     // fresh before this
 	Hard    time.Time     // never answered from this on; not before Soft
-	Version uint64        // of the row, where the source has one; else 0
+	Version uint64        // of the row, where the source has one; else 0. Memory does not keep this and what follows
 	Cost    time.Duration // what the load took
 	Size    int           // bytes of the encoded value; 0: it was not encoded
 }

@@ -48,19 +48,30 @@ type Invalidated struct {
 }
 
 // Invalidate deletes the values, revokes the leases, opens the delete windows and tells every process, one step in Redis for each key.
-// op names the operation: Begin, End and SetMode must be given one, and End the one of its Begin; for the others it may be empty.
+// In a Cluster, keys that have copies take a second round trip, which drops them. op names the operation: Begin, End and SetMode must be given one, and End the one of its Begin; for the others it may be empty.
 func (s *Space) Invalidate(ctx context.Context, mode Mode, op Token, ids ...string) []Invalidated {
 	return s.invalidate(ctx, mode, op, 0, ids...)
 }
 
 // invalidate is Invalidate; fills of rows older than the version oldest are refused while the window is open (0: of none).
 func (s *Space) invalidate(ctx context.Context, mode Mode, op Token, oldest uint64, ids ...string) []Invalidated {
-	out := make([]Invalidated, len(ids))
+	out, copied := s.invalidateValues(ctx, mode, op, oldest, ids...)
+	for i, err := range s.dropCopies(ctx, true, ids, copied) {
+		if err != nil {
+			out[i].Err = err
+		}
+	}
+	return out
+}
+
+// invalidateValues is invalidate without the copies, of which it returns how many there may be, by id.
+func (s *Space) invalidateValues(ctx context.Context, mode Mode, op Token, oldest uint64, ids ...string) (out []Invalidated, copied []int) {
+	out, copied = make([]Invalidated, len(ids)), make([]int, len(ids))
 	if op == "" && (mode == Once || mode == Announce) {
 		op = NewToken()
 	}
 	if !op.Valid() {
-		return failed(out, func(o *Invalidated) { o.Err = ErrToken })
+		return failed(out, func(o *Invalidated) { o.Err = ErrToken }), copied
 	}
 	// A generation that is not known reads as 0, for which every value is a current one. Only Announce and SetMode look at it, and an
 	// invalidation must not wait for anything else.
@@ -68,7 +79,7 @@ func (s *Space) invalidate(ctx context.Context, mode Mode, op Token, oldest uint
 	if mode == SetMode || mode == Announce {
 		var err error
 		if generation, err = s.known(ctx); err != nil {
-			return failed(out, func(o *Invalidated) { o.Err = err })
+			return failed(out, func(o *Invalidated) { o.Err = err }), copied
 		}
 	}
 	kind, version := eventInvalidated, ""
@@ -82,17 +93,18 @@ func (s *Space) invalidate(ctx context.Context, mode Mode, op Token, oldest uint
 		s.tellFirst(ctx, kind, ids)
 	}
 	s.each(ctx, ids, func(i int, key string) *scriptCall {
-		return &scriptCall{script: invalidateScript, keys: []string{key, guardKey(key)}, args: []any{
+		return &scriptCall{script: invalidateScript, keys: s.noted(key), args: []any{
 			mode.String(), string(op), millis(s.o.Window), millis(s.o.PendTime), version, s.channel, s.r.bus.event(s, kind, ids[i]),
 			generation, millis(s.o.LeaseTime),
 		}}
 	}, func(i int, a scriptReply, err error) {
 		out[i].Err = err
+		copied[i] = int(a.number(4))
 		if err == nil && mode == SetMode {
 			out[i].Lease = Lease{ID: ids[i], Token: op, Stamp: a.text(3), Generation: generation, Cut: a.cut(a.number(2))}
 		}
 	})
-	return out
+	return out, copied
 }
 
 // RenewPending keeps the keys of Begin pending; call it every third of PendTime while the write runs. The errors are per key.

@@ -210,20 +210,33 @@ type Filled struct {
 	Err    error     // it is unknown whether the value was stored: send the Fill once more
 }
 
-// Fill stores loaded values where their leases still stand, gives the leases back and wakes those who wait for the keys.
+// Fill stores loaded values where their leases still stand, gives the leases back and wakes those who wait for the keys. In a Cluster, keys that
+// have copies take a second round trip, which drops them.
 func (s *Space) Fill(ctx context.Context, fills ...Fill) []Filled {
-	out := make([]Filled, len(fills))
+	out, copied := s.fillValues(ctx, fills...)
+	// What a copy answers until its end if it cannot be dropped was fresh when the fill came, and ends with that.
+	ids := make([]string, len(fills))
+	for i := range fills {
+		ids[i] = fills[i].Lease.ID
+	}
+	s.dropCopies(ctx, false, ids, copied)
+	return out
+}
+
+// fillValues is Fill without the copies, of which it returns how many there may be, by fill.
+func (s *Space) fillValues(ctx context.Context, fills ...Fill) (out []Filled, copied []int) {
+	out, copied = make([]Filled, len(fills)), make([]int, len(fills))
 	ids := make([]string, len(fills))
 	for i := range fills {
 		ids[i] = fills[i].Lease.ID
 		if !fills[i].Lease.Token.Valid() {
-			return failed(out, func(f *Filled) { f.Err = ErrToken })
+			return failed(out, func(f *Filled) { f.Err = ErrToken }), copied
 		}
 	}
 	s.each(ctx, ids, func(i int, key string) *scriptCall {
 		f := &fills[i]
 		l := &f.Lease
-		return &scriptCall{script: fillScript, keys: []string{key, guardKey(key)}, args: []any{
+		return &scriptCall{script: fillScript, keys: s.noted(key), args: []any{
 			l.Generation, string(l.Token), head(f.Flags, f.Codec, f.Schema), tail(f.Version, f.Cost), millis(f.Soft), millis(f.Hard),
 			f.Payload, millis(s.o.Window), s.channel, s.r.bus.event(s, eventReady, l.ID), l.Stamp,
 			bit(f.FirstMiss),
@@ -234,8 +247,9 @@ func (s *Space) Fill(ctx context.Context, fills ...Fill) []Filled {
 			return
 		}
 		out[i].take(a)
+		copied[i] = int(a.number(4))
 	})
-	return out
+	return out, copied
 }
 
 // take sets what the fill script answered.

@@ -37,7 +37,7 @@ func writeScenarios() []scenario {
 				w.fills(l, "v1", StoredEarlier)
 			},
 			broken: []brokenLine{
-				{"invalidate", "if mode == 'set' and g.token == token then return { 1, now, g.cut, g.stamp } end", ""},
+				{"invalidate", "if mode == 'set' and g.token == token then return { 1, now, g.cut, g.stamp, noted(KEYS[3]) } end", ""},
 				{"invalidate", "g.token, g.stamp, g.leaseEnd, g.leaseGen = token, int(micros), now + tonumber(ARGV[9]), generation", ""},
 			},
 		},

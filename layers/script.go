@@ -28,6 +28,8 @@ var (
 	generationSource string
 	//go:embed lua/hot.lua
 	hotSource string
+	//go:embed lua/copy.lua
+	copySource string
 	//go:embed lua/filterplace.lua
 	filterPlaceSource string
 
@@ -38,6 +40,7 @@ var (
 	invalidateScript = borrowed.NewScript("invalidate", broken.Script("invalidate", guardSource+invalidateSource))
 	generationScript = borrowed.NewScript("generation", guardSource+generationSource)
 	hotScript        = borrowed.NewScript("hot", guardSource+hotSource)
+	copyScript       = borrowed.NewScript("copy", guardSource+copySource)
 
 	filterPlaceScript = borrowed.NewScript("filterplace", filterPlaceSource) // knows neither guard nor envelope
 )

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync/atomic"
 	"time"
 
@@ -49,6 +50,8 @@ type Space struct {
 	generation atomic.Uint64 // 0: not yet known; moved by adopt only
 	renewed    atomic.Int64  // when this process renewed it last, server ms; data that remembers an earlier renewal is older
 	asking     singleflight.Group
+
+	copies copies
 }
 
 // Open returns the space of a name. It waits for nobody: the generation is asked for when it is first needed.
@@ -59,6 +62,7 @@ func (r *Redis) Open(o SpaceOptions) (*Space, error) {
 	name := rediskey.Escape(o.Name)
 	front := r.prefix + ":" + name
 	s := &Space{r: r, o: o, name: name, before: front + ":{", channel: front + ":bus", genKey: front + ":gen"}
+	s.copies.which = rand.Uint32() //nolint:gosec // spreads load
 	if err := r.bus.join(s); err != nil {
 		return nil, err
 	}

@@ -45,7 +45,7 @@ func (l *Local[K, V]) killOlderLocked(s *memStripe, h uint64, begun time.Time) {
 	if c == nil || c.owner != &l.own || begun.IsZero() {
 		return
 	}
-	if t := c.tail(); t.born != notBorn && c.fresh-nanos(t.born) < l.clock.since(begun) {
+	if c.born != notBorn && c.fresh-nanos(c.born) < l.clock.since(begun) {
 		l.mem.killLocked(s, c)
 	}
 }

@@ -1,11 +1,11 @@
 -- fill: stores what was loaded under a lease, if the lease still stands, and gives the lease back.
 --
--- KEYS 1 value, 2 guard
+-- KEYS 1 value, 2 guard, 3 note of copies (in a Cluster)
 -- ARGV 1 generation of the grant, 2 token, 3 head (envelope bytes 0-7), 4 tail (row version, cost: bytes 40-51), 5 soft ms, 6 hard ms,
 --      7 payload, 8 delete window ms, 9 channel, 10 ready event, 11 stamp of the grant, 12 first miss (1 or 0): store it only if
 --      somebody waits for it or something stands in its place
--- Returns {1, now, hard end, now}              stored
---         {2, now, hard end, stored at}        stored by an earlier sending of this call
+-- Returns {1, now, hard end, now, copies}      stored; the caller drops the copies of what stood here before
+--         {2, now, hard end, stored at, copies} stored by an earlier sending of this call
 --         {3, now, hard end, now}              a first miss, not stored; it would have lived so long
 --         {0, now}                             refused: the lease was revoked, lost or taken over
 --         {-1, now}                            not stored: the delete window it was granted in is over, or "absent" where an announcement stands
@@ -21,7 +21,7 @@ local g = readGuard(KEYS[2])
 local e, stored = peek(KEYS[1])
 -- The stamp tells this grant from a later one of the same token, which a delayed copy of acquire makes after an invalidation.
 if g.token ~= token or g.stamp ~= ARGV[11] then
-  if e and string.sub(stored, 53, 68) == token then return { 2, now, e.hard, e.stored } end
+  if e and string.sub(stored, 53, 68) == token then return { 2, now, e.hard, e.stored, noted(KEYS[3]) } end
   return { 0, now }
 end
 
@@ -61,5 +61,5 @@ if code == 1 then
 end
 saveGuard(KEYS[2], g, window)
 wake(g, ARGV[9], ARGV[10])
-if code > 0 then return { code, now, hard, now } end
+if code > 0 then return { code, now, hard, now, noted(KEYS[3]) } end
 return { code, now }

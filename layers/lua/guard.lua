@@ -62,6 +62,11 @@ local function wake(g, channel, event)
   if g.woken then redis.call('PUBLISH', channel, event) end
 end
 
+-- How many copies of the value may stand in other slots, as the note beside it says; 0 where there is none.
+local function noted(key)
+  return tonumber(key and read('GET', key) or 0) or 0
+end
+
 local function u32(n)
   return string.char(math.floor(n / 16777216) % 256, math.floor(n / 65536) % 256, math.floor(n / 256) % 256, n % 256)
 end

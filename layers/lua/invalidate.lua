@@ -1,9 +1,9 @@
 -- invalidate: deletes the value, revokes the lease, opens the delete window and tells every process.
 --
--- KEYS 1 value, 2 guard
+-- KEYS 1 value, 2 guard, 3 note of copies (in a Cluster)
 -- ARGV 1 mode (once, begin, end, announce, set), 2 token of the operation, 3 delete window ms, 4 pend ms, 5 oldest allowed row version
 --      (16 hex digits, or empty), 6 channel, 7 event, 8 generation, 9 lease ms
--- Returns {1, now, cut, stamp}; cut and stamp are those of the lease in mode set, else 0 and empty
+-- Returns {1, now, cut, stamp, copies}; cut and stamp are those of the lease in mode set, else 0 and empty. The caller drops the copies
 --
 -- begin and end stand around a write: between them everything granted lives for a slice (one delete window) only. announce deletes only
 -- what says "absent", and leaves a marker where no live value stands. set grants the lease to the operation itself.
@@ -16,7 +16,7 @@ local generation = tonumber(ARGV[8])
 local KEPT = 10000 -- ms a marker stands: longer than a filter may lag behind the announcements
 
 local g = readGuard(KEYS[2])
-if mode == 'set' and g.token == token then return { 1, now, g.cut, g.stamp } end
+if mode == 'set' and g.token == token then return { 1, now, g.cut, g.stamp, noted(KEYS[3]) } end
 
 -- Every branch begins with an UNLINK: after a first write a script may go on, so an invalidation works on a full Redis too. The guard is
 -- saved below in any case.
@@ -66,4 +66,4 @@ end
 
 saveGuard(KEYS[2], g, window)
 redis.call('PUBLISH', ARGV[6], ARGV[7])
-return { 1, now, g.cut, g.stamp }
+return { 1, now, g.cut, g.stamp, noted(KEYS[3]) }
