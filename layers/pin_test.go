@@ -136,7 +136,11 @@ func TestPinnedKeysAreNotJittered(t *testing.T) {
 			require.True(t, whole())
 		}
 		l.Unpin(1)
-		require.False(t, whole() && whole() && whole() && whole() && whole(), "not one of five was shortened")
+		shortened := false
+		for range 5 {
+			shortened = !whole() || shortened
+		}
+		require.True(t, shortened, "not one of five was")
 	})
 }
 

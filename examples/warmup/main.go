@@ -13,6 +13,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 	"github.com/schollz/progressbar/v3"
+	"golang.org/x/term"
 
 	"github.com/tiercache/tiercache"
 	"github.com/tiercache/tiercache/layers"
@@ -46,19 +47,43 @@ func warmUp(ctx context.Context, addr string, users int64, o tiercache.WarmOptio
 	}
 	defer func() { _ = cache.Close() }()
 
-	bar := progressbar.Default(int64(o.Total), "warming") //nolint:gosec // a number of rows
-	o.Progress = func(r tiercache.WarmReport) {
-		bar.Describe(fmt.Sprintf("warming: %d loaded, %d fresh, %d failed", r.Loaded, r.Fresh, r.Failed))
-		_ = bar.Set64(int64(r.Done)) //nolint:gosec // as above
+	progress, end := bar(o.Total)
+	if !term.IsTerminal(int(os.Stderr.Fd())) { //nolint:gosec // a file descriptor
+		progress, end = lines(time.Second)
 	}
+	o.Progress = progress
 	report, err := cache.Warm(ctx, numbers(users), o)
-	_ = bar.Exit()
+	end()
 	fmt.Printf("\n%d of %d in %v (%.0f keys a second, paused for %v)\n",
 		report.Done, report.Total, report.Took.Round(time.Millisecond), report.Rate(), report.Paused.Round(time.Millisecond))
 	if report.Done < report.Total {
 		fmt.Printf("go on with -skip %d\n", report.Done)
 	}
 	return err
+}
+
+// bar draws the progress in a terminal.
+func bar(total uint64) (progress func(tiercache.WarmReport), end func()) {
+	bar := progressbar.Default(int64(total), "warming") //nolint:gosec // a number of rows
+	return func(r tiercache.WarmReport) {
+		bar.Describe(said(r))
+		_ = bar.Set64(int64(r.Done)) //nolint:gosec // as above
+	}, func() { _ = bar.Exit() }
+}
+
+// lines tells the progress in a log, one line in so long.
+func lines(every time.Duration) (progress func(tiercache.WarmReport), end func()) {
+	var told time.Time
+	return func(r tiercache.WarmReport) {
+		if now := time.Now(); now.Sub(told) >= every {
+			told = now
+			fmt.Fprintf(os.Stderr, "%d of %d, %.0f keys a second; %s\n", r.Done, r.Total, r.Rate(), said(r))
+		}
+	}, func() {}
+}
+
+func said(r tiercache.WarmReport) string {
+	return fmt.Sprintf("warming: %d loaded, %d fresh, %d failed", r.Loaded, r.Fresh, r.Failed)
 }
 
 // numbers are the users' numbers in order: SELECT id FROM users WHERE id > … ORDER BY id LIMIT 1000, page after page.
