@@ -36,7 +36,8 @@ const (
 	lineHeight    = 14
 	thumbnail     = 18
 	gap           = 12
-	axisWidth     = 55 // about what the axis at the left takes
+	fontSlack     = 1.15 // a viewer's letters may be wider than those of the font that was measured
+	axisWidth     = 55   // about what the axis at the left takes
 )
 
 // acrossColor is that of bounds and moments: none of a curve's.
@@ -195,6 +196,11 @@ func numbered(of plot.Ticker) plot.TickerFunc {
 	}
 }
 
+const (
+	slantFrom   = 8  // names below bars stand aslant if there are more of them
+	figuresUpTo = 16 // bars: of more, only the table has the figures
+)
+
 // addBars adds bars with their figures: groups with a legend where the curves have names, else one bar a curve, which stands for its subject.
 func (f *figure) addBars(p *plot.Plot, l *legend) {
 	b := &bars{names: f.curves[0].Names, log: f.curves[0].Log}
@@ -233,6 +239,10 @@ func (f *figure) addBars(p *plot.Plot, l *legend) {
 		p.Y.Max *= 1.5
 	}
 	p.NominalX(b.names...)
+	if len(b.names) > slantFrom {
+		label := &p.X.Tick.Label
+		label.Rotation, label.XAlign, label.YAlign = math.Pi/5, plottext.XRight, plottext.YCenter
+	}
 	p.X.Min, p.X.Max = -0.6, float64(len(b.names))-0.4
 	p.Add(b)
 }
@@ -261,6 +271,9 @@ func (b *bars) Plot(c vgdraw.Canvas, p *plot.Plot) {
 		left, right, end := toX(bar.at-b.share/2), toX(bar.at+b.share/2), toY(max(bar.value, p.Y.Min))
 		c.SetColor(bar.color)
 		c.Fill(vg.Rectangle{Min: vg.Point{X: left, Y: min(foot, end)}, Max: vg.Point{X: right - 1, Y: max(foot, end)}}.Path())
+		if len(b.all) > figuresUpTo {
+			continue
+		}
 		beside := end + 3
 		if bar.value < 0 {
 			beside = end - textSize
@@ -352,7 +365,7 @@ func (l *legend) draw(c vgdraw.Canvas) vg.Length {
 		return 0
 	}
 	for i, name := range l.names {
-		width := thumbnail + 4 + style.Width(name)
+		width := thumbnail + 4 + style.Width(name)*fontSlack
 		if at.X > c.Min.X && at.X+width > c.Max.X {
 			at = vg.Point{X: c.Min.X, Y: at.Y - lineHeight}
 		}

@@ -33,7 +33,7 @@ func (t *tracePoints) add(name string, means map[string]float64) {
 }
 
 func (t *tracePoints) series() []Series {
-	bars := Series{Subject: "one goroutine", What: "points against otter", Unit: "points of hit ratio, mean over the capacities", Names: t.names}
+	bars := Series{Subject: "one goroutine", What: "points against otter", Unit: "points of hit ratio, mean", Names: t.names}
 	parallel := bars
 	parallel.Subject = fmt.Sprintf("%d goroutines, otter's too", traceWorkers)
 	for i := range t.names {
