@@ -179,7 +179,7 @@ func (c *Cache[K, V]) loadMany(ctx context.Context, parts []part[K, V]) {
 		v, ok := rows[p.key]
 		entry := layers.Entry[V]{Value: v, Absent: !ok, Born: born, Cost: took}
 		if ok {
-			c.foundInSource(p.id)
+			c.foundInSource(p.id, p.why)
 		}
 		if p.claim == nil {
 			p.call.Run(func() (answer[V], error) { return c.afterAlone(p.key, p.id, p.alone, entry, nil) })

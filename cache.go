@@ -330,7 +330,7 @@ func (c *Cache[K, V]) load(ctx context.Context, key K, id string, why cause) (la
 	}
 	c.gate.Back(class, took, 0)
 	c.absence.rows.Add(id)
-	c.foundInSource(id)
+	c.foundInSource(id, why)
 	return layers.Entry[V]{Value: value, Born: time.Now(), Cost: took}, nil
 }
 

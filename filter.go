@@ -28,7 +28,7 @@ func (c *Cache[K, V]) certainlyAbsent(ctx context.Context, id string, why *cause
 	c.count.filterChecks.Add(1)
 	switch {
 	case c.segments != nil:
-		return c.filteredBy(c.segments.Absent(ctx, id)[0])
+		return c.filteredBy(c.segments.Absent(ctx, id)[0], why)
 	case !c.filter.Absent(id):
 		if !c.filter.Believed() {
 			c.count.filterOpen.Add(1)

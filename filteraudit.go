@@ -19,12 +19,17 @@ func (c *Cache[K, V]) audits(why *cause) bool {
 }
 
 // foundInSource holds each row that was loaded against the filter: not only those loaded to audit it. Where other processes announce rows,
-// a row that the filter lacks is no more than suspect.
+// a row that the filter lacks is no more than suspect. Of a filter in Redis only what was loaded to audit it is: to ask it costs a round trip.
 //
 //  1. Another process announces a row and inserts it. 2. It is loaded here, by its marker or as an audit. 3. This process hears of the
 //     announcement, which was in the stream before the insert committed. So what the filter still calls absent, once the stream was read to
 //     its end, is a row that nobody announced, or a fault.
-func (c *Cache[K, V]) foundInSource(id string) {
+func (c *Cache[K, V]) foundInSource(id string, why cause) {
+	if c.segments != nil && why.audited {
+		c.suspects.add(id)
+		c.wake()
+		return
+	}
 	if c.filter == nil || !c.filter.Lacks(id) {
 		return
 	}

@@ -76,7 +76,7 @@ func waitsForLock(t *testing.T, rdb redis.UniversalClient, name string, n int) {
 
 func filterOptions(name string, s *source) tiercache.Options[string, string] {
 	o := lasting(name, s)
-	o.Filter = bloom.Options{Capacity: 1000, FalsePositiveRate: 1e-9}
+	o.Filter, o.FilterAudit = bloom.Options{Capacity: 1000, FalsePositiveRate: 1e-9}, -1 // a test that is about audits says so
 	return o
 }
 

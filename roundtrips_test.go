@@ -38,7 +38,7 @@ func TestRoundTrips(t *testing.T) {
 		f := openPeer(t, client(t), o)
 		warm(t, a, b, f)
 		buildFilter(t, s, []*peer{f})
-		o.Name, o.Filter, o.FilterFirst = name+"-segments", inRedis, true
+		o.Name, o.Filter, o.FilterAudit, o.FilterFirst = name+"-segments", inRedis, -1, true
 		first := openPeer(t, client(t), o)
 		o.Name, o.FilterFirst = name+"-segments-after", false
 		after := openPeer(t, client(t), o)
@@ -262,7 +262,7 @@ func TestRoundTrips(t *testing.T) {
 
 		t.Run("warm list", func(t *testing.T) {
 			o := o
-			o.Name, o.Filter, o.WarmList = name+"-list", bloom.Options{}, 10
+			o.Name, o.Filter, o.FilterAudit, o.WarmList = name+"-list", bloom.Options{}, 0, 10
 			old, fresh := openPeer(t, client(t), o), openPeer(t, client(t), o)
 			warm(t, fresh)
 			s.write("listed", "row")

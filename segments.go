@@ -12,19 +12,49 @@ func (c *Cache[K, V]) keepSegments(ctx context.Context) {
 	if c.oldData.Swap(false) {
 		c.segments.Doubt()
 	}
+	c.refuteShared(ctx, c.suspects.take())
 	if err := c.segments.Keep(ctx); err != nil {
 		c.filterFailed(ctx, err)
 	}
 }
 
-// filteredBy counts an answer of the filter in Redis.
-func (c *Cache[K, V]) filteredBy(absent bool) bool {
-	if absent {
+// filteredBy counts an answer of the filter in Redis, and reports whether it is the caller's.
+func (c *Cache[K, V]) filteredBy(absent bool, why *cause) bool {
+	switch {
+	case absent && c.audits(why):
+		return false
+	case absent:
 		c.count.filtered.Add(1)
-	} else if !c.segments.Believed() {
+	case !c.segments.Believed():
 		c.count.filterOpen.Add(1)
 	}
 	return absent
+}
+
+// refuteShared asks the filter in Redis again for rows that it called absent and that were loaded all the same. It is doubted if it still does:
+//  1. a row is called absent; 2. another process announces and inserts it; 3. it is loaded here, as an audit
+//
+// is no fault: the announcement's bits were in Redis before the insert, so they are found now.
+func (c *Cache[K, V]) refuteShared(ctx context.Context, rows []string) {
+	if len(rows) == 0 {
+		return
+	}
+	wrong := 0
+	for _, absent := range c.segments.Absent(ctx, rows...) {
+		if absent {
+			wrong++
+		}
+	}
+	if wrong == 0 {
+		return
+	}
+	c.count.filterWrong.Add(uint64(wrong)) //nolint:gosec // not negative
+	c.segments.Doubt()
+	c.o.Logger.Error("tiercache: everything passes the filter; it called a row absent that exists, which nobody announced: build it anew",
+		"cache", c.o.Name, "filter", c.segments.State().String())
+	if c.o.Hooks.Filter != nil {
+		c.o.Hooks.Filter(c.segments.State().String(), "it called a row absent")
+	}
 }
 
 // segmentStats are the gauges of the filter in Redis.
@@ -50,7 +80,7 @@ func (b *batch[K, V]) filteredTogether(ctx context.Context, missing []want[K, V]
 	}
 	b.c.count.filterChecks.Add(uint64(len(ids)))
 	for i, absent := range b.c.segments.Absent(ctx, ids...) {
-		if !b.c.filteredBy(absent) {
+		if !b.c.filteredBy(absent, &asked[i].why) {
 			rest = append(rest, asked[i])
 			continue
 		}

@@ -61,7 +61,7 @@ func TestFilterInRedisAnswersForEveryProcess(t *testing.T) {
 	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
 		s, name := newSource(map[string]string{"k": "row", "j": "row"}), redistest.Name(t)
 		o := lasting(name, s)
-		o.Filter = inRedis
+		o.Filter, o.FilterAudit = inRedis, -1
 		p := openPeers(t, 3, client, o)
 		requireAbsent(t, p[0], "nobody")
 		require.EqualValues(t, 1, s.loads.Load(), "none is built: the source is asked")
@@ -128,7 +128,7 @@ func TestFilterInRedisSaysNothingOfWhatRedisLost(t *testing.T) {
 		s.write("row"+strconv.Itoa(i), "row")
 	}
 	o := lasting(name, s)
-	o.Filter, o.MemoryTTL, o.AbsentTTL = inRedis, -1, -1
+	o.Filter, o.FilterAudit, o.MemoryTTL, o.AbsentTTL = inRedis, -1, -1, -1
 	p := openPeer(t, server.Client(t), o)
 	unbelieved(t, p, s, "never built")
 	allFound := func(why string) {
@@ -168,12 +168,13 @@ func TestFilterInRedisSaysNothingOfWhatRedisLost(t *testing.T) {
 		require.NotEmpty(t, hurt)
 		require.NoError(t, harm.do(hurt))
 		filtered := p.Stats().Filtered
-		for i := range 300 {
+		const asked = 1500 // so many that some are of each segment
+		for i := range asked {
 			requireAbsent(t, p, harm.why+strconv.Itoa(i))
 		}
-		passed := 300 - (p.Stats().Filtered - filtered)
+		passed := asked - (p.Stats().Filtered - filtered)
 		require.Positive(t, passed, "%s: its keys pass", harm.why)
-		require.Less(t, passed, uint64(60), "%s: the others go on", harm.why)
+		require.Less(t, passed, uint64(asked/5), "%s: the others go on", harm.why)
 		eventually(t, func() bool { return p.Stats().FilterUnknown == 1 }, "%s is seen", harm.why)
 		for i := range 300 {
 			require.NoError(t, p.Announce(t.Context(), "row"+strconv.Itoa(i)), "%s: what is there is announced to", harm.why)
@@ -204,7 +205,7 @@ func TestReaderOfAFilterThatIsNotServedSaysNothing(t *testing.T) {
 	onDoors(t, func(t *testing.T, client func(*testing.T, *door) redis.UniversalClient) {
 		s, name := newSource(map[string]string{"k": "row"}), redistest.Name(t)
 		o := lasting(name, s)
-		o.Filter, o.FilterFirst = inRedis, true // else the marker would let it pass
+		o.Filter, o.FilterAudit, o.FilterFirst = inRedis, -1, true // else the marker would let it pass
 		var d door
 		writer, reader := openPeer(t, client(t, new(door)), o), openPeer(t, client(t, &d), o)
 		buildFilter(t, s, []*peer{writer, reader})
@@ -251,7 +252,7 @@ func TestPausedBuilderDoesNotMoveTheFleetBack(t *testing.T) {
 	needSegments(t)
 	s, name := newSource(map[string]string{"k": "row"}), redistest.Name(t)
 	o := lasting(name, s)
-	o.Filter = inRedis
+	o.Filter, o.FilterAudit = inRedis, -1
 	server := redistest.Shared(t)
 	p := openPeers(t, 2, func(t *testing.T) redis.UniversalClient { t.Helper(); return server.Client(t) }, o)
 	rows, stands, resume := held(s)
@@ -283,7 +284,7 @@ func TestBuildEndsWhenRedisLosesAPartOfIt(t *testing.T) {
 		t.Run(harm, func(t *testing.T) {
 			s, name := newSource(map[string]string{"k": "row"}), redistest.Name(t)
 			o := lasting(name, s)
-			o.Filter = inRedis
+			o.Filter, o.FilterAudit = inRedis, -1
 			p := openPeer(t, server.Client(t), o)
 			buildFilter(t, s, []*peer{p})
 			served, _ := p.rdb.HGet(t.Context(), headKey(name), "serving").Result()
@@ -331,7 +332,7 @@ func TestGetPassesAFilterInRedisThatCannotBeAsked(t *testing.T) {
 	require.NoError(t, admin.Do(t.Context(), "acl", "setuser", "reader", "on", ">secret", "~*", "&*", "+@all").Err())
 	var failed atomic.Int64
 	o := lasting(name, s)
-	o.Filter, o.FilterFirst = inRedis, true
+	o.Filter, o.FilterAudit, o.FilterFirst = inRedis, -1, true
 	o.Hooks = &tiercache.Hooks{SharedError: func(op string, _ error) {
 		if op == "filter" {
 			failed.Add(1)
@@ -374,7 +375,7 @@ func TestDoubtedFilterInRedisIsAskedByNobody(t *testing.T) {
 	needSegments(t)
 	s, name := newSource(map[string]string{"k": "row"}), redistest.Name(t)
 	o := lasting(name, s)
-	o.Filter = inRedis
+	o.Filter, o.FilterAudit = inRedis, -1
 	server := redistest.Shared(t)
 	p := openPeers(t, 2, func(t *testing.T) redis.UniversalClient { t.Helper(); return server.Client(t) }, o)
 	buildFilter(t, s, p)
@@ -408,7 +409,7 @@ func TestFilterInRedisPassesAsManyAsAsked(t *testing.T) {
 		s.write("row"+strconv.Itoa(i), "row")
 	}
 	o := lasting(redistest.Name(t), s)
-	o.Filter, o.FilterFirst = bloom.Options{Capacity: rows, FalsePositiveRate: rate, Form: bloom.InRedis}, true
+	o.Filter, o.FilterAudit, o.FilterFirst = bloom.Options{Capacity: rows, FalsePositiveRate: rate, Form: bloom.InRedis}, -1, true
 	p := openPeer(t, redistest.Shared(t).Client(t), o)
 	buildFilter(t, s, []*peer{p})
 	before := p.Stats()
@@ -426,4 +427,45 @@ func TestFilterInRedisPassesAsManyAsAsked(t *testing.T) {
 	require.Less(t, float64(passed), rate*asked+5*math.Sqrt(rate*asked), "five standard deviations more")
 	require.Greater(t, float64(passed), 0.3*rate*asked)
 	t.Logf("%d of %d passed", passed, asked)
+}
+
+// FilterAudit holds for a filter in Redis: at 1 it blocks nothing, in Get and in GetMany; a row that is announced between the filter's answer and its load
+// is no fault; one that nobody announced makes the filter be asked by nobody, until another is built.
+// Broken by: audits in filteredBy (the absent key is blocked); refuteShared without asking again (the announced row is a fault); Doubt in it.
+func TestAuditOfAFilterInRedis(t *testing.T) {
+	needSegments(t)
+	s, name := newSource(map[string]string{"k": "row"}), redistest.Name(t)
+	o := lasting(name, s)
+	o.Filter, o.FilterAudit, o.AbsentTTL = inRedis, 1, -1
+	server := redistest.Shared(t)
+	p := openPeers(t, 2, func(t *testing.T) redis.UniversalClient { t.Helper(); return server.Client(t) }, o)
+	buildFilter(t, s, p)
+	unbelieved(t, p[0], s, "shadow")
+	got, err := p[0].GetMany(t.Context(), []string{"none 1", "none 2", "k"})
+	require.NoError(t, err)
+	require.Equal(t, map[string]string{"k": "row"}, got)
+	require.Zero(t, p[0].Stats().Filtered)
+	require.EqualValues(t, 22, p[0].Stats().FilterAudit)
+
+	for i := range 5 {
+		key := fmt.Sprint("announced meanwhile ", i)
+		s.before(func(ctx context.Context, _ string) error {
+			err := p[1].Announce(ctx, key)
+			s.write(key, "row")
+			return err
+		})
+		requireGet(t, p[0], key, "row")
+		s.before(nil)
+	}
+	require.EqualValues(t, 27, p[0].Stats().FilterAudit)
+	requireGet(t, p[0], "k", "row")
+
+	s.write("unannounced", "row")
+	requireGet(t, p[0], "unannounced", "row")
+	eventually(t, func() bool { return p[0].Stats().FilterState == uint64(bloom.Doubted) }, "it is doubted")
+	require.EqualValues(t, 1, p[0].Stats().FilterWrong)
+	eventually(t, func() bool { return p[1].Stats().FilterState == uint64(bloom.Unbuilt) }, "the other has heard")
+	buildFilter(t, s, p)
+	require.EqualValues(t, bloom.Believed, p[1].Stats().FilterState)
+	require.EqualValues(t, 1, p[0].Stats().FilterWrong)
 }
