@@ -197,7 +197,7 @@ func numbered(of plot.Ticker) plot.TickerFunc {
 }
 
 const (
-	slantFrom   = 8  // names below bars stand aslant if there are more of them
+	slantFrom   = 90 // letters: if the names below the bars need more room, they stand aslant
 	figuresUpTo = 16 // bars: of more, only the table has the figures
 )
 
@@ -238,11 +238,20 @@ func (f *figure) addBars(p *plot.Plot, l *legend) {
 	} else {
 		p.Y.Max *= 1.5
 	}
-	p.NominalX(b.names...)
-	if len(b.names) > slantFrom {
+	longest := 0
+	for _, name := range b.names {
+		longest = max(longest, len(name))
+	}
+	names := b.names
+	if len(names)*longest > slantFrom {
 		label := &p.X.Tick.Label
 		label.Rotation, label.XAlign, label.YAlign = math.Pi/5, plottext.XRight, plottext.YCenter
+		names = slices.Clone(names)
+		for i := range names {
+			names[i] += "     " // it ends at the axis
+		}
 	}
+	p.NominalX(names...)
 	p.X.Min, p.X.Max = -0.6, float64(len(b.names))-0.4
 	p.Add(b)
 }
