@@ -23,7 +23,7 @@ const manyKeys = 64
 
 func getMany(ctx context.Context, e *env) (_ []Row, err error) {
 	trips := &tripCounter{needle: "{many-"}
-	shared, stop, err := connect(ctx, e.server.addr, trips)
+	shared, stop, err := connectWith(ctx, e.server.addr, patience, trips)
 	if err != nil {
 		return nil, err
 	}

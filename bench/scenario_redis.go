@@ -169,12 +169,21 @@ const prefix = "bench"
 
 // connect returns a shared tier over a client of its own, and what closes both.
 func connect(ctx context.Context, addr string, hooks ...redis.Hook) (*layers.Redis, func() error, error) {
+	return connectWith(ctx, addr, layers.RedisOptions{}, hooks...)
+}
+
+// patience are budgets for scenarios that only count: a machine that stands still for a moment is no fault of Redis there.
+var patience = layers.RedisOptions{ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second}
+
+// connectWith is connect with options of the tier; their Prefix is prefix.
+func connectWith(ctx context.Context, addr string, o layers.RedisOptions, hooks ...redis.Hook) (*layers.Redis, func() error, error) {
+	o.Prefix = prefix
 	// With ContextTimeoutEnabled a lone read may go on its caller's goroutine: docs/adr/0007. All go-redis clients here have it.
 	rdb := redis.NewClient(&redis.Options{Addr: addr, ContextTimeoutEnabled: true})
 	for _, h := range hooks {
 		rdb.AddHook(h)
 	}
-	shared, err := layers.NewRedis(ctx, rdb, layers.RedisOptions{Prefix: prefix})
+	shared, err := layers.NewRedis(ctx, rdb, o)
 	if err != nil {
 		return nil, nil, errors.Join(err, rdb.Close())
 	}
