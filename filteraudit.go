@@ -76,6 +76,9 @@ func (s *suspects) take() (ids []string) {
 	return ids
 }
 
+// filterWasWrong is logged of either form of the filter.
+const filterWasWrong = "tiercache: everything passes the filter; it called a row absent that exists, which nobody announced: build it anew"
+
 // filterTold is what was last told of the filter.
 type filterTold struct {
 	mu    sync.Mutex
@@ -96,7 +99,7 @@ func (c *Cache[K, V]) tellFilter() {
 	}
 	switch {
 	case state == bloom.Doubted && c.count.filterWrong.Load() > 0:
-		c.o.Logger.Error("tiercache: everything passes the filter; it called a row absent that exists, which nobody announced: build it anew",
+		c.o.Logger.Error(filterWasWrong,
 			"cache", c.o.Name, "filter", state.String(), "due", due)
 	case due != "" && due != wasDue:
 		c.o.Logger.Warn("tiercache: a new filter should be built", "cache", c.o.Name, "filter", state.String(), "due", due)

@@ -50,8 +50,7 @@ func (c *Cache[K, V]) refuteShared(ctx context.Context, rows []string) {
 	}
 	c.count.filterWrong.Add(uint64(wrong)) //nolint:gosec // not negative
 	c.segments.Doubt()
-	c.o.Logger.Error("tiercache: everything passes the filter; it called a row absent that exists, which nobody announced: build it anew",
-		"cache", c.o.Name, "filter", c.segments.State().String())
+	c.o.Logger.Error(filterWasWrong, "cache", c.o.Name, "filter", c.segments.State().String())
 	if c.o.Hooks.Filter != nil {
 		c.o.Hooks.Filter(c.segments.State().String(), "it called a row absent")
 	}

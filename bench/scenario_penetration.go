@@ -24,8 +24,8 @@ import (
 //
 // What reaches the source of the absent keys is held against the rate that the filter was asked for; what the rows lose is their hits in
 // memory with the flood and without. What Redis gains are keys that name an absent one, of which there are to be none: nobody asks for one
-// twice. What else it gains, by DBSIZE, are a few keys of fixed names, such as those for the fleet's hot keys. The budget of misses is of slots, over time: one absent key in five thousand is taken for a
-// row that is known and is loaded beside it, so the most at once may be a few more.
+// twice. What else it gains, by DBSIZE, are a few keys of fixed names, such as those for the fleet's hot keys. The budget of misses is of slots,
+// over time: one absent key in five thousand is taken for a row that is known and is loaded beside it, so the most at once may be a few more.
 //
 // What misleads: the callers wait for their answers, so the flood without a filter is as fast as the cache lets it be. That is what a
 // cache can do about it.
