@@ -80,7 +80,7 @@ func (p plan) measure(s subject) (ops uint64, took time.Duration, allocated runt
 	for worker := range p.workers {
 		done.Go(func() {
 			n := uint64(0)
-			for !over.Load() {
+			for n == 0 || !over.Load() { // once at least: a machine that stands still for a slice has measured nothing
 				s.run(worker, p.chunk)
 				n += uint64(p.chunk)
 			}
