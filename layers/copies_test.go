@@ -82,9 +82,9 @@ func TestCopiesAreReadAndEnd(t *testing.T) {
 		c.fill("v")
 		awaitTrue(t, func() bool {
 			r := c.reads()
-			return r.Kind == Value && r.Value == "v" && c.CopyStats().Reads > 0
-		}, "the copy is read")
-		require.Positive(t, c.CopyStats().Made) // twice, if a read that missed it had begun before it stood
+			n := c.CopyStats() // it is read before it is counted, and made twice if a read that missed it had begun before it stood
+			return r.Kind == Value && r.Value == "v" && n.Reads > 0 && n.Made > 0
+		}, "the copy is made and read")
 		key, err := c.valueKey(id)
 		require.NoError(t, err)
 		require.NoError(t, c.rdb.Del(t.Context(), key).Err())
@@ -233,13 +233,17 @@ func TestCopiesThatCannotBeRead(t *testing.T) {
 	key, err := c.valueKey("k")
 	require.NoError(t, err)
 	ctx := t.Context()
-	for _, spoil := range []func(key string) error{
-		func(key string) error { return c.rdb.Set(ctx, key, "spoilt", time.Minute).Err() },
-		func(key string) error { return c.rdb.LPush(ctx, key, "spoilt").Err() },
+	for _, spoil := range []func(tx redis.Pipeliner, key string){
+		func(tx redis.Pipeliner, key string) { tx.Set(ctx, key, "spoilt", time.Minute) },
+		func(tx redis.Pipeliner, key string) { tx.LPush(ctx, key, "spoilt") },
 	} {
 		for _, key := range []string{c.k.key, copyLeaseKey(c.k.key), noteKey(key)} {
-			require.NoError(t, c.rdb.Del(ctx, key).Err())
-			require.NoError(t, spoil(key))
+			_, err := c.rdb.TxPipelined(ctx, func(tx redis.Pipeliner) error { // a copy is being made beside it
+				tx.Del(ctx, key)
+				spoil(tx, key)
+				return nil
+			})
+			require.NoError(t, err)
 			require.Equal(t, "v", c.reads().Value)
 		}
 		require.NoError(t, c.Invalidate(ctx, Once, NewToken(), "k")[0].Err)
