@@ -154,9 +154,16 @@ func NewGuard(o Options) (*Guard, error) {
 
 // Absent reports whether the source certainly has no row of this key: only a believed filter says so. It takes no lock and
 // allocates nothing.
+//
+// The race: 1. The guard lags. 2. The filter does not have the key yet. 3. CatchUp adds it, and the guard lags no more. 4. Is it current? Closed
+// because what is known of the announcements is read before the filter, and the clock after it.
 func (g *Guard) Absent(key string) bool {
 	b := g.belief.Load()
-	return b != nil && !b.filter.MayContain(key) && !g.passedBefore(b, key) && g.current(b)
+	if b == nil {
+		return false
+	}
+	k := g.knownOf(b)
+	return !b.filter.MayContain(key) && !g.passedBefore(b, key) && g.young(k)
 }
 
 // passedBefore reports whether b's predecessor, if it is still asked, lets key pass.
@@ -179,17 +186,31 @@ func (g *Guard) predecessor(b *belief) *predecessor {
 // row. See Refute.
 func (g *Guard) Lacks(key string) bool {
 	b := g.belief.Load()
-	return b != nil && !b.filter.MayContain(key) && g.current(b)
-}
-
-// current reports whether b's knowledge of the announcements is young enough. Asked after the filter, because only an absent key
-// needs the clock.
-func (g *Guard) current(b *belief) bool {
-	now := time.Since(g.started)
-	if g.feed > 0 && (g.fed.Load() == 0 || now-time.Duration(g.fed.Load()) > g.feed) {
+	if b == nil {
 		return false
 	}
-	return b.generation == 0 || now-time.Duration(b.confirmed.Load()) <= MaxLag
+	k := g.knownOf(b)
+	return !b.filter.MayContain(key) && g.young(k)
+}
+
+// knowledge is up to when a guard has heard of new rows, since Guard.started.
+type knowledge struct {
+	fed       time.Duration // by change feeds; 0: not known yet
+	confirmed time.Duration // by announcements
+	local     bool          // they do not come through a store
+}
+
+func (g *Guard) knownOf(b *belief) knowledge {
+	return knowledge{time.Duration(g.fed.Load()), time.Duration(b.confirmed.Load()), b.generation == 0}
+}
+
+// young reports whether k is young enough now. Asked after the filter, because only an absent key needs the clock.
+func (g *Guard) young(k knowledge) bool {
+	now := time.Since(g.started)
+	if g.feed > 0 && (k.fed == 0 || now-k.fed > g.feed) {
+		return false
+	}
+	return k.local || now-k.confirmed <= MaxLag
 }
 
 // Add makes keys no longer absent, from when it returns: in the filter, in one that is being built or fetched, and in one whose
@@ -257,7 +278,7 @@ func (g *Guard) Believed() bool { return g.State() == Believed }
 func (g *Guard) State() State {
 	b := g.belief.Load()
 	switch {
-	case b != nil && g.current(b):
+	case b != nil && g.young(g.knownOf(b)):
 		return Believed
 	case b != nil:
 		return Lagging

@@ -171,6 +171,25 @@ func TestFilterThatLagsLetsEverythingPass(t *testing.T) {
 	})
 }
 
+// Race: the filter does not have a row yet, since the guard lags; the guard catches up; and only then is it asked whether it lags. What it knew
+// when the filter was asked is too old.
+// Broken by: knownOf called in young, whose caller asked the filter before.
+func TestLagIsJudgedByWhatWasKnownBeforeTheQuestion(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st, g := stored(t, "a"), newTestGuard(t)
+		require.NoError(t, g.Adopt(t.Context(), st))
+		b := g.belief.Load()
+		time.Sleep(MaxLag + time.Second)
+		st.announce("row")
+		k, contained := g.knownOf(b), b.filter.MayContain("row")
+		require.NoError(t, g.CatchUp(t.Context(), st))
+		require.Equal(t, Believed, g.State())
+		require.False(t, contained, "the filter was asked before the guard caught up")
+		require.False(t, g.young(k), "so its answer is worth what the guard was then")
+		require.True(t, g.young(g.knownOf(b)))
+	})
+}
+
 // The lag counts from the question, not from the answer: a slow answer may miss what was announced while it travelled.
 func TestLagCountsFromTheQuestion(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
