@@ -76,9 +76,6 @@ func (s *suspects) take() (ids []string) {
 	return ids
 }
 
-// filterWasWrong is logged of either form of the filter.
-const filterWasWrong = "tiercache: everything passes the filter; it called a row absent that exists, which nobody announced: build it anew"
-
 // filterTold is what was last told of the filter.
 type filterTold struct {
 	mu    sync.Mutex
@@ -89,7 +86,14 @@ type filterTold struct {
 // tellFilter tells of the filter's state and of a new one being due: each time either changes, as it is seen at the chores (each second while
 // Redis answers), at the end of a build, and where a row was found that it lacks.
 func (c *Cache[K, V]) tellFilter() {
-	state, due := c.filter.State(), c.filter.Due()
+	var f interface {
+		State() bloom.State
+		Due() string
+	} = c.filter
+	if c.segments != nil {
+		f = c.segments
+	}
+	state, due := f.State(), f.Due()
 	c.filterTold.mu.Lock()
 	was, wasDue := c.filterTold.state, c.filterTold.due
 	c.filterTold.state, c.filterTold.due = state, due
@@ -99,7 +103,7 @@ func (c *Cache[K, V]) tellFilter() {
 	}
 	switch {
 	case state == bloom.Doubted && c.count.filterWrong.Load() > 0:
-		c.o.Logger.Error(filterWasWrong,
+		c.o.Logger.Error("tiercache: everything passes the filter; it called a row absent that exists, which nobody announced: build it anew",
 			"cache", c.o.Name, "filter", state.String(), "due", due)
 	case due != "" && due != wasDue:
 		c.o.Logger.Warn("tiercache: a new filter should be built", "cache", c.o.Name, "filter", state.String(), "due", due)

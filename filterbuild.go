@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"strconv"
 
 	"github.com/tiercache/tiercache/bloom"
 	"github.com/tiercache/tiercache/layers"
@@ -26,8 +27,8 @@ var errNoFilter = errors.New("tiercache: the cache has no Filter")
 // stores nothing over a filter whose scan began later. Redis that cannot be asked when the call begins is an error; later it is waited for
 // until ctx ends. Close ends it with ErrClosed.
 //
-// A filter in Redis (bloom.InRedis) is built without that lock: of two builds in the fleet the one that began last wins, the other ends with
-// bloom.ErrOvertaken. No process fetches anything.
+// A filter in Redis (bloom.InRedis) is built under the same lock, and no process fetches anything. If Redis loses a part of it meanwhile the build ends
+// with bloom.ErrSegmentLost.
 func (c *Cache[K, V]) BuildFilter(ctx context.Context, rows iter.Seq2[K, error], o bloom.BuildOptions) (bloom.BuildReport, error) {
 	if err := c.mayBuild(ctx, rows != nil); err != nil {
 		return bloom.BuildReport{}, err
@@ -43,11 +44,11 @@ func (c *Cache[K, V]) BuildFilter(ctx context.Context, rows iter.Seq2[K, error],
 			}
 		}
 	}
-	if c.segments != nil {
-		return c.segments.Build(ctx, ids, o)
-	}
-	return c.build(ctx, func(ctx context.Context, st bloom.Store) (bloom.BuildReport, error) {
-		return c.filter.Build(ctx, ids, o, st)
+	return c.build(ctx, func(ctx context.Context) (bloom.BuildReport, error) {
+		if c.segments != nil {
+			return c.segments.Build(ctx, ids, o)
+		}
+		return c.filter.Build(ctx, ids, o, c.filterStore())
 	})
 }
 
@@ -57,7 +58,7 @@ func (c *Cache[K, V]) BuildFilter(ctx context.Context, rows iter.Seq2[K, error],
 // With Redis a build that was cut off is gone on with by the next one, in whatever process, from its last checkpoint: whatever ended it, a source
 // that failed, a process that died, a lock that was lost. Rows announced since are in the filter too; where Redis has lost their announcements, and
 // after an hour, the scan begins anew. BuildReport.Resumed says from how many rows on. Checkpoints are stored every BuildOptions.Checkpoint, and take
-// up to twice the filter's bytes in Redis. Without Redis, and with a filter in Redis (bloom.InRedis), each build begins anew.
+// up to twice the filter's bytes in Redis; next to nothing with a filter in Redis (bloom.InRedis). Without Redis each build begins anew.
 func (c *Cache[K, V]) BuildFilterFrom(
 	ctx context.Context, pages func(ctx context.Context, after string) (keys []K, next string, err error), o bloom.BuildOptions,
 ) (bloom.BuildReport, error) {
@@ -77,11 +78,11 @@ func (c *Cache[K, V]) BuildFilterFrom(
 		}
 		return ids, next, nil
 	}
-	if c.segments != nil {
-		return c.segments.Build(ctx, bloom.Pages(ids).Rows(ctx), o)
-	}
-	return c.build(ctx, func(ctx context.Context, st bloom.Store) (bloom.BuildReport, error) {
-		return c.filter.BuildFrom(ctx, ids, o, st)
+	return c.build(ctx, func(ctx context.Context) (bloom.BuildReport, error) {
+		if c.segments != nil {
+			return c.segments.BuildFrom(ctx, ids, o)
+		}
+		return c.filter.BuildFrom(ctx, ids, o, c.filterStore())
 	})
 }
 
@@ -99,16 +100,16 @@ func (c *Cache[K, V]) mayBuild(ctx context.Context, rows bool) error {
 	return nil
 }
 
-// build builds a filter that is in every process, by what the guard does with a store.
+// build builds a filter by scan.
 func (c *Cache[K, V]) build(ctx context.Context, scan filterBuild) (bloom.BuildReport, error) {
 	defer c.tellFilter()
 	if c.shared == nil {
-		return scan(ctx, nil)
+		return scan(ctx)
 	}
 	return c.buildShared(ctx, scan)
 }
 
-type filterBuild func(context.Context, bloom.Store) (bloom.BuildReport, error)
+type filterBuild func(context.Context) (bloom.BuildReport, error)
 
 // buildShared is BuildFilter for a fleet.
 //
@@ -118,7 +119,6 @@ type filterBuild func(context.Context, bloom.Store) (bloom.BuildReport, error)
 func (c *Cache[K, V]) buildShared(ctx context.Context, scan filterBuild) (report bloom.BuildReport, err error) {
 	ctx, done := c.untilClosed(ctx)
 	defer done()
-	store := c.filterStore()
 	before, _, err := c.standing(ctx)
 	if err != nil {
 		return report, fmt.Errorf("tiercache: building the filter of %q: %w", c.o.Name, err)
@@ -132,13 +132,13 @@ func (c *Cache[K, V]) buildShared(ctx context.Context, scan filterBuild) (report
 	err = rebuild.Do(ctx, locks, c.o.Name, func(ctx context.Context) (err error) {
 		if stands, doubted, err := c.standing(ctx); err != nil {
 			return err
-		} else if stands != before && !doubted && c.filter.Adopt(ctx, store) == nil {
+		} else if stands != before && !doubted && c.adoptFilter(ctx) == nil {
 			report.Adopted = true
 			return nil
 		}
-		report, err = scan(ctx, store)
+		report, err = scan(ctx)
 		if errors.Is(err, bloom.ErrSuperseded) {
-			err = c.filter.Adopt(ctx, store)
+			err = c.adoptFilter(ctx)
 			report.Adopted = err == nil
 		}
 		return err
@@ -149,13 +149,26 @@ func (c *Cache[K, V]) buildShared(ctx context.Context, scan filterBuild) (report
 	return report, err
 }
 
-// standing returns which filter is stored: 0 also for what is none, since a build replaces it.
-func (c *Cache[K, V]) standing(ctx context.Context) (generation uint64, doubted bool, err error) {
-	generation, doubted, err = c.shared.StandingFilter(ctx)
-	if errors.Is(err, layers.ErrFilterForeign) {
-		err = nil
+// standing names the filter that stands: "" also for what is none, since a build replaces it.
+func (c *Cache[K, V]) standing(ctx context.Context) (name string, doubted bool, err error) {
+	if c.segments != nil {
+		name, err = c.segments.Adopt(ctx)
+		return name, name == "", err
 	}
-	return generation, doubted, err
+	generation, doubted, err := c.shared.StandingFilter(ctx)
+	if errors.Is(err, layers.ErrFilterForeign) {
+		return "", false, nil
+	}
+	return strconv.FormatUint(generation, 10), doubted, err
+}
+
+// adoptFilter believes the filter that stands.
+func (c *Cache[K, V]) adoptFilter(ctx context.Context) error {
+	if c.segments != nil {
+		_, err := c.segments.Adopt(ctx)
+		return err
+	}
+	return c.filter.Adopt(ctx, c.filterStore())
 }
 
 // untilClosed is ctx until the cache is closed. done frees what it has.

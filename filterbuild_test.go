@@ -74,6 +74,24 @@ func waitsForLock(t *testing.T, rdb redis.UniversalClient, name string, n int) {
 	}, "they wait for the lock")
 }
 
+// onForms runs test with the options of either form of filter, on one server and on a cluster.
+func onForms(t *testing.T, test func(t *testing.T, client func(*testing.T) redis.UniversalClient, o tiercache.Options[string, string], s *source)) {
+	t.Helper()
+	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
+		for name, form := range map[string]bloom.Form{"per process": bloom.PerProcess, "in Redis": bloom.InRedis} {
+			t.Run(name, func(t *testing.T) {
+				if form == bloom.InRedis {
+					needSegments(t)
+				}
+				s := newSource(map[string]string{"row": "v"})
+				o := filterOptions(redistest.Name(t), s)
+				o.Filter.Form = form
+				test(t, client, o, s)
+			})
+		}
+	})
+}
+
 func filterOptions(name string, s *source) tiercache.Options[string, string] {
 	o := lasting(name, s)
 	o.Filter, o.FilterAudit = bloom.Options{Capacity: 1000, FalsePositiveRate: 1e-9}, -1 // a test that is about audits says so
@@ -83,9 +101,8 @@ func filterOptions(name string, s *source) tiercache.Options[string, string] {
 // One process of the fleet builds: others that are asked to, in this process too, wait and believe what it stored, without a scan; a later
 // call scans again. No key of the lock is without an expiry. Broken by: buildShared without the lock; without its second look.
 func TestOneProcessBuildsTheFilterForAll(t *testing.T) {
-	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
-		s, name := newSource(map[string]string{"row": "v"}), redistest.Name(t)
-		p, h := openPeers(t, 3, client, filterOptions(name, s)), newHeldScan()
+	onForms(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient, o tiercache.Options[string, string], _ *source) {
+		p, h, name := openPeers(t, 3, client, o), newHeldScan(), o.Name
 		first := h.build(t.Context(), p[0])
 		await(t, h.begun, "the scan begins")
 		others := []chan built{h.build(t.Context(), p[1]), h.build(t.Context(), p[2]), h.build(t.Context(), p[0])}
@@ -117,54 +134,53 @@ func TestOneProcessBuildsTheFilterForAll(t *testing.T) {
 // A builder that fails is followed by the next that waits, which scans. Broken by: buildShared taking any filter that stands for the one it
 // waited for.
 func TestBuilderThatFailsIsFollowedByAnother(t *testing.T) {
-	client := redistest.Shared(t).Client
-	s, name := newSource(map[string]string{"row": "v"}), redistest.Name(t)
-	p := openPeers(t, 2, func(t *testing.T) redis.UniversalClient { t.Helper(); return client(t) }, filterOptions(name, s))
-	before, h := newHeldScan(), newHeldScan()
-	close(before.end)
-	require.NoError(t, await(t, before.build(t.Context(), p[0]), "a filter from before").err)
+	onForms(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient, o tiercache.Options[string, string], _ *source) {
+		p := openPeers(t, 2, client, o)
+		before, h := newHeldScan(), newHeldScan()
+		close(before.end)
+		require.NoError(t, await(t, before.build(t.Context(), p[0]), "a filter from before").err)
 
-	ctx, cancel := context.WithCancel(t.Context())
-	first := h.build(ctx, p[0])
-	await(t, h.begun, "the scan begins")
-	second := h.build(t.Context(), p[1])
-	waitsForLock(t, p[0].rdb, name, 1)
-	cancel()
-	require.ErrorIs(t, await(t, first, "the build").err, context.Canceled)
-	await(t, h.begun, "the other's scan begins")
-	close(h.end)
-	b := await(t, second, "the other's build")
-	require.NoError(t, b.err)
-	require.False(t, b.report.Adopted)
-	require.EqualValues(t, 1, b.report.Rows)
+		ctx, cancel := context.WithCancel(t.Context())
+		first := h.build(ctx, p[0])
+		await(t, h.begun, "the scan begins")
+		second := h.build(t.Context(), p[1])
+		waitsForLock(t, p[0].rdb, o.Name, 1)
+		cancel()
+		require.ErrorIs(t, await(t, first, "the build").err, context.Canceled)
+		await(t, h.begun, "the other's scan begins")
+		close(h.end)
+		b := await(t, second, "the other's build")
+		require.NoError(t, b.err)
+		require.False(t, b.report.Adopted)
+		require.EqualValues(t, 1, b.report.Rows)
+	})
 }
 
 // Race: 1. A builds. 2. Redis loses A's lock. 3. B builds and stores. 4. A notices that the lock is lost: its build ends
 // and nothing of it stands, while B's is believed. Broken by: buildShared without the lock's context.
 func TestBuilderThatLostItsLockStoresNothing(t *testing.T) {
-	server := redistest.Start(t)
-	s, name := newSource(map[string]string{"row": "v"}), redistest.Name(t)
-	o := filterOptions(name, s)
-	p := openPeers(t, 2, func(t *testing.T) redis.UniversalClient { t.Helper(); return server.Client(t) }, o)
-	h := newHeldScan()
-	lost := make(chan built, 1)
-	go func() {
-		report, err := p[0].BuildFilter(t.Context(), func(yield func(string, error) bool) {
-			h.begun <- struct{}{}
-			for yield("old", nil) { // a scan without an end: only the build's own context ends it
-			}
-		}, bloom.BuildOptions{RowsPerSecond: 1000})
-		lost <- built{report, err}
-	}()
-	await(t, h.begun, "the scan begins")
-	require.NoError(t, p[0].rdb.Del(t.Context(), "tc::lock:{"+name+"}").Err())
-	close(h.end)
-	require.NoError(t, await(t, h.build(t.Context(), p[1]), "the other's build").err)
-	require.ErrorIs(t, await(t, lost, "the build that lost its lock").err, rebuild.ErrLeaseLost)
-	eventually(t, func() bool { return p[0].Stats().FilterRows > 0 }, "the other's filter was fetched")
-	requireAbsent(t, p[0], "none")
-	requireAbsent(t, p[0], "old")
-	require.EqualValues(t, 2, p[0].Stats().Filtered)
+	onForms(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient, o tiercache.Options[string, string], _ *source) {
+		p := openPeers(t, 2, client, o)
+		h := newHeldScan()
+		lost := make(chan built, 1)
+		go func() {
+			report, err := p[0].BuildFilter(t.Context(), func(yield func(string, error) bool) {
+				h.begun <- struct{}{}
+				for yield("old", nil) { // a scan without an end: only the build's own context ends it
+				}
+			}, bloom.BuildOptions{RowsPerSecond: 1000})
+			lost <- built{report, err}
+		}()
+		await(t, h.begun, "the scan begins")
+		require.NoError(t, p[0].rdb.Del(t.Context(), "tc::lock:{"+o.Name+"}").Err())
+		close(h.end)
+		require.NoError(t, await(t, h.build(t.Context(), p[1]), "the other's build").err)
+		require.ErrorIs(t, await(t, lost, "the build that lost its lock").err, rebuild.ErrLeaseLost)
+		eventually(t, func() bool { return p[0].Stats().FilterRows > 0 }, "the other's filter was fetched")
+		requireAbsent(t, p[0], "none")
+		requireAbsent(t, p[0], "old")
+		require.EqualValues(t, 2, p[0].Stats().Filtered)
+	})
 }
 
 // pagesOf is a scan of a source in the order of its keys, in pages of two.
@@ -189,12 +205,13 @@ func pagesOf(s *source) func(context.Context, string) ([]string, string, error) 
 // 4. A's scan is cut off. 5. The process that waits for the lock goes on from A's checkpoint, without the pages in it. No process
 // calls the row absent, and everything in Redis has an expiry.
 func TestBuildThatWasCutOffIsGoneOnWithByAnotherProcess(t *testing.T) {
-	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
-		s, name := newSource(nil), redistest.Name(t)
+	onForms(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient, o tiercache.Options[string, string], s *source) {
+		name := o.Name
+		s.remove("row")
 		for i := 10; i < 30; i++ {
 			s.write(strconv.Itoa(i), "row")
 		}
-		p := openPeers(t, 3, client, filterOptions(name, s))
+		p := openPeers(t, 3, client, o)
 		begun, cut, lost := make(chan struct{}), make(chan struct{}), errors.New("connection lost")
 		first, second := make(chan built, 1), make(chan built, 1)
 		go func() {
@@ -214,7 +231,7 @@ func TestBuildThatWasCutOffIsGoneOnWithByAnotherProcess(t *testing.T) {
 			report, err := p[1].BuildFilterFrom(t.Context(), func(ctx context.Context, after string) ([]string, string, error) {
 				asked = append(asked, after)
 				return pagesOf(s)(ctx, after)
-			}, bloom.BuildOptions{Expected: 21})
+			}, bloom.BuildOptions{Expected: 20})
 			second <- built{report, err}
 		}()
 		waitsForLock(t, p[0].rdb, name, 1)
@@ -242,29 +259,32 @@ func TestBuildThatWasCutOffIsGoneOnWithByAnotherProcess(t *testing.T) {
 		left, err := p[0].rdb.Exists(t.Context(), "{tc:"+name+":filter}:unfinished").Result()
 		require.NoError(t, err)
 		require.Zero(t, left, "nothing is left of it")
+		building, err := p[0].rdb.HMGet(t.Context(), headKey(name), "building", "builder", "left").Result()
+		require.NoError(t, err)
+		require.Equal(t, []any{nil, nil, nil}, building)
 	})
 }
 
 // Close ends a build under way, also one that waits for the lock, with ErrClosed; no goroutine stays. Broken by: buildShared without
 // untilClosed.
 func TestCloseEndsABuild(t *testing.T) {
-	client := redistest.Shared(t).Client
-	s, name := newSource(nil), redistest.Name(t)
-	p := openPeers(t, 2, func(t *testing.T) redis.UniversalClient { t.Helper(); return client(t) }, filterOptions(name, s))
-	h, scanning := newHeldScan(), make(chan built, 1)
-	go func() {
-		_, err := p[0].BuildFilter(t.Context(), func(yield func(string, error) bool) {
-			h.begun <- struct{}{}
-			for i := 0; yield(strconv.Itoa(i), nil); i++ {
-			}
-		}, bloom.BuildOptions{RowsPerSecond: 10_000})
-		scanning <- built{err: err}
-	}()
-	await(t, h.begun, "the scan begins")
-	waiting := h.build(t.Context(), p[1])
-	waitsForLock(t, p[0].rdb, name, 1)
-	require.NoError(t, p[1].Close())
-	require.ErrorIs(t, await(t, waiting, "the build that waits").err, tiercache.ErrClosed)
-	require.NoError(t, p[0].Close())
-	require.ErrorIs(t, await(t, scanning, "the build under way").err, tiercache.ErrClosed)
+	onForms(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient, o tiercache.Options[string, string], _ *source) {
+		p := openPeers(t, 2, client, o)
+		h, scanning := newHeldScan(), make(chan built, 1)
+		go func() {
+			_, err := p[0].BuildFilter(t.Context(), func(yield func(string, error) bool) {
+				h.begun <- struct{}{}
+				for i := 0; yield(strconv.Itoa(i), nil); i++ {
+				}
+			}, bloom.BuildOptions{RowsPerSecond: 10_000})
+			scanning <- built{err: err}
+		}()
+		await(t, h.begun, "the scan begins")
+		waiting := h.build(t.Context(), p[1])
+		waitsForLock(t, p[0].rdb, o.Name, 1)
+		require.NoError(t, p[1].Close())
+		require.ErrorIs(t, await(t, waiting, "the build that waits").err, tiercache.ErrClosed)
+		require.NoError(t, p[0].Close())
+		require.ErrorIs(t, await(t, scanning, "the build under way").err, tiercache.ErrClosed)
+	})
 }

@@ -21,7 +21,7 @@ func (c *Cache[K, V]) Feed(ctx context.Context, lag time.Duration, keys ...K) er
 		return err
 	}
 	switch {
-	case c.filter == nil:
+	case !c.o.Filter.Enabled():
 		return errNoFilter
 	case lag < 0:
 		return fmt.Errorf("tiercache: the lag of a change feed is negative: %v", lag)
@@ -33,7 +33,11 @@ func (c *Cache[K, V]) Feed(ctx context.Context, lag time.Duration, keys ...K) er
 		c.filter.Fed(lag)
 		return nil
 	}
-	if err := c.shared.AppendFed(ctx, lag); err != nil {
+	fed := c.shared.AppendFed
+	if c.segments != nil {
+		fed = c.segments.Fed
+	}
+	if err := fed(ctx, lag); err != nil {
 		c.sharedFailed("feed", err)
 		return err
 	}

@@ -7,16 +7,14 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
+	"github.com/tiercache/tiercache"
 	"github.com/tiercache/tiercache/bloom"
-	"github.com/tiercache/tiercache/internal/redistest"
 )
 
 // P6: with FilterFeed a filter says nothing until a change feed has told, to whichever process, of all commits until lately; the rows that it tells
-// of are found by all. Broken by: Feed without Announce; New without RelyOnFeed; Feed without AppendFed.
+// of are found by all. Broken by: Feed without Announce; New without RelyOnFeed; Feed without AppendFed, without Fed.
 func TestFilterThatReliesOnAFeed(t *testing.T) {
-	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
-		s, name := newSource(map[string]string{"k": "v"}), redistest.Name(t)
-		o := filterOptions(name, s)
+	onForms(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient, o tiercache.Options[string, string], s *source) {
 		o.FilterFeed, o.AbsentTTL = time.Minute, -1
 		p := openPeers(t, 2, client, o)
 		_, err := p[0].BuildFilter(t.Context(), rowsOf(s), bloom.BuildOptions{})

@@ -145,6 +145,7 @@ func (c *Cache[K, V]) join() error {
 			space.Close()
 			return err
 		}
+		c.segments.RelyOnFeed(c.o.FilterFeed)
 	}
 	c.shared = layers.NewShared[V](space, c.o.Codec, c.o.Schema, layers.Limits{})
 	ctx, cancel := context.WithCancel(context.Background())

@@ -180,9 +180,6 @@ func (o Options[K, V]) withDefaults() (Options[K, V], error) {
 	if o.Filter.Form == bloom.InRedis && o.Shared == nil {
 		wrong("Filter.Form is InRedis, but there is no Shared")
 	}
-	if o.Filter.Form == bloom.InRedis && o.FilterFeed != 0 {
-		wrong("FilterFeed is set, but a filter in Redis follows no feed: its Announce is enough")
-	}
 	switch {
 	case o.HotCopies < 0 || o.HotCopies > layers.MaxCopies:
 		wrong("HotCopies is %d, it must be 0 to %d", o.HotCopies, layers.MaxCopies)

@@ -64,9 +64,6 @@ func TestEveryMistakeOfOptionsIsNamed(t *testing.T) {
 		{"Filter rate NaN", func(o *opts) { o.Filter = bloom.Options{Capacity: 1, FalsePositiveRate: math.NaN()} }, "FalsePositiveRate"},
 		{"Filter too large", func(o *opts) { o.Filter = bloom.Options{Capacity: math.MaxUint64} }, "Capacity"},
 		{"Filter in Redis without Shared", func(o *opts) { o.Filter = bloom.Options{Capacity: 1, Form: bloom.InRedis} }, "InRedis, but there is no Shared"},
-		{"FilterFeed of a filter in Redis", func(o *opts) {
-			o.Filter, o.FilterFeed = bloom.Options{Capacity: 1, Form: bloom.InRedis}, 2*time.Second
-		}, "follows no feed"},
 		{"FilterFirst", func(o *opts) { o.FilterFirst = true }, "FilterFirst"},
 		{"HotCopies", func(o *opts) { o.HotCopies = -1 }, "HotCopies is -1"},
 		{"HotCopies too many", func(o *opts) { o.HotCopies = 17 }, "HotCopies is 17"},

@@ -2,20 +2,20 @@ package tiercache
 
 import (
 	"context"
-
-	"github.com/tiercache/tiercache/bloom"
 )
 
 // keepSegments is keepFilter for the filter in Redis: it learns which one is asked, looks at its segments and renews them by turns. If Redis came
-// back with data so old that announcements may be missing which nobody repeats, the filter is not asked any more, in no process.
+// back with data so old that announcements may be missing which nobody repeats, the filter is not asked any more, in no process, nor is one that is
+// being built.
 func (c *Cache[K, V]) keepSegments(ctx context.Context) {
 	if c.oldData.Swap(false) {
-		c.segments.Doubt()
+		c.segments.DoubtAll()
 	}
 	c.refuteShared(ctx, c.suspects.take())
 	if err := c.segments.Keep(ctx); err != nil {
 		c.filterFailed(ctx, err)
 	}
+	c.tellFilter()
 }
 
 // filteredBy counts an answer of the filter in Redis, and reports whether it is the caller's.
@@ -50,18 +50,15 @@ func (c *Cache[K, V]) refuteShared(ctx context.Context, rows []string) {
 	}
 	c.count.filterWrong.Add(uint64(wrong)) //nolint:gosec // not negative
 	c.segments.Doubt()
-	c.o.Logger.Error(filterWasWrong, "cache", c.o.Name, "filter", c.segments.State().String())
-	if c.o.Hooks.Filter != nil {
-		c.o.Hooks.Filter(c.segments.State().String(), "it called a row absent")
-	}
 }
 
 // segmentStats are the gauges of the filter in Redis.
 func (c *Cache[K, V]) segmentStats(s *Stats) {
 	f := c.segments.Stats()
 	s.FilterRows, s.FilterSize, s.FilterBytes, s.FilterState = f.Rows, f.Capacity, f.Bytes, uint64(c.segments.State())
+	s.FilterFill, s.FilterRate = millionths(f.Fill), millionths(f.EstimatedRate)
 	s.FilterSegments, s.FilterUnknown = f.Segments, f.Unknown
-	if f.Unknown > 0 || c.segments.State() == bloom.Doubted {
+	if c.segments.Due() != "" {
 		s.FilterDue = 1
 	}
 }

@@ -3,7 +3,6 @@ package tiercache_test
 import (
 	"context"
 	"fmt"
-	"iter"
 	"math"
 	"strconv"
 	"strings"
@@ -231,48 +230,6 @@ func TestReaderOfAFilterThatIsNotServedSaysNothing(t *testing.T) {
 		requireGet(t, reader, "newer", "row")
 		resume()
 	})
-}
-
-// held is a scan of a source's keys that stops before its first row until it is let go.
-func held(s *source) (rows iter.Seq2[string, error], stands <-chan struct{}, resume func()) {
-	at, on := make(chan struct{}), make(chan struct{})
-	return func(yield func(string, error) bool) {
-		close(at)
-		<-on
-		for key, err := range rowsOf(s) {
-			if !yield(key, err) {
-				return
-			}
-		}
-	}, at, func() { close(on) }
-}
-
-// A builder that was paused does not move the fleet back to its filter once another one has begun, be that one done or not; what it had in Redis is gone.
-func TestPausedBuilderDoesNotMoveTheFleetBack(t *testing.T) {
-	needSegments(t)
-	s, name := newSource(map[string]string{"k": "row"}), redistest.Name(t)
-	o := lasting(name, s)
-	o.Filter, o.FilterAudit = inRedis, -1
-	server := redistest.Shared(t)
-	p := openPeers(t, 2, func(t *testing.T) redis.UniversalClient { t.Helper(); return server.Client(t) }, o)
-	rows, stands, resume := held(s)
-	ended := make(chan error, 1)
-	go func() {
-		_, err := p[0].BuildFilter(context.WithoutCancel(t.Context()), rows, bloom.BuildOptions{})
-		ended <- err
-	}()
-	await(t, stands, "the first build scans")
-	s.write("later", "row") // without an announcement: the paused scan has it, the second one too
-	buildFilter(t, s, []*peer{p[1], p[0]})
-	serving, err := p[0].rdb.HGet(t.Context(), headKey(name), "serving").Result()
-	require.NoError(t, err)
-	resume()
-	require.ErrorIs(t, await(t, ended, "the first build ends"), bloom.ErrOvertaken)
-	now, err := p[0].rdb.HGet(t.Context(), headKey(name), "serving").Result()
-	require.NoError(t, err)
-	require.Equal(t, serving, now)
-	eventually(t, func() bool { return len(segmentKeys(t, p[0].rdb, name)) == 64 }, "its segments are gone")
-	requireGet(t, p[1], "later", "row")
 }
 
 // Race: 1. A builder fills a segment. 2. Redis loses the segment, or what it had last acknowledged of it, as a replica that takes over. 3. The builder

@@ -8,15 +8,6 @@ import (
 	"time"
 )
 
-// During a scan, announcements are read from the store every followEvery, so that a long scan does not fall behind what the store
-// keeps; the clock is looked at every clockEvery rows. Chosen; not tuned.
-const (
-	followEvery = 5 * time.Second
-	clockEvery  = 64
-	burst       = 100 * time.Millisecond // how far a limited scan may make up for its own slowness
-	nap         = 10 * time.Millisecond  // a limited scan pauses when it is this far ahead, not at each row
-)
-
 // BuildReport is what a build did.
 type BuildReport struct {
 	Rows    uint64        // keys that the scan gave, repetitions included, and Resumed
@@ -44,200 +35,88 @@ func (g *Guard) Build(ctx context.Context, rows iter.Seq2[string, error], o Buil
 	if err := o.check(rows != nil, st != nil); err != nil {
 		return BuildReport{}, err
 	}
-	return g.build(ctx, &scan{rows: rows, options: o, store: st})
+	return g.build(ctx, &scan{rows: rows, options: o}, st)
 }
 
-func (g *Guard) build(ctx context.Context, s *scan) (BuildReport, error) {
+func (g *Guard) build(ctx context.Context, s *scan, st Store) (BuildReport, error) {
 	if !g.building.CompareAndSwap(false, true) {
 		return BuildReport{}, ErrBuilding
 	}
 	defer g.building.Store(false)
-	s.guard, s.started = g, time.Now()
-	defer s.release()
-	resumed, err := s.resume(ctx)
-	if err == nil {
-		err = s.read(ctx, resumed)
-	}
-	if resumed && errors.Is(err, ErrPlace) {
-		err = s.read(ctx, false)
-	}
-	if err == nil {
-		err = s.finish(ctx)
-	}
-	s.settle(ctx, err)
-	return BuildReport{Rows: s.count, Resumed: s.resumed, Took: time.Since(s.started)}, err
+	b := &snapshotBuild{scan: s, guard: g, store: st}
+	defer b.release()
+	err := s.run(ctx, b)
+	b.settle(ctx, err)
+	return s.report(), err
 }
 
-// scan is one build under way.
-type scan struct {
+// snapshotBuild makes a filter that is in every process.
+type snapshotBuild struct {
+	*scan
 	guard   *Guard
 	store   Store // nil: none
-	options BuildOptions
-	rows    iter.Seq2[string, error] // or
-	pages   Pages
 	builder *builder
 	next    *belief // what the builder becomes
-
-	started  time.Time
-	count    uint64    // rows done, those that were resumed included
-	followed time.Time // when the store was last read
-	due      time.Time // when the next row may be read
-	sample   sample    // of the rows that were read here
-	telling
-
-	resumed uint64    // rows that an earlier build had done
-	place   string    // in the source, behind what was read; of pages
-	kept    uint64    // rows that the checkpoint in the store has
-	keep    time.Time // when the next may be stored
 }
 
 // begin begins at the beginning.
-func (s *scan) begin(ctx context.Context) error {
-	g := s.guard
-	s.release()
-	s.next, s.count, s.resumed, s.place, s.kept, s.sample = &belief{}, 0, 0, "", 0, nil
-	if s.store != nil {
-		cursor, generation, whole, err := s.store.BeginFilter(ctx, s.options.reach())
+func (b *snapshotBuild) begin(ctx context.Context) error {
+	g := b.guard
+	b.release()
+	b.next = &belief{}
+	if b.store != nil {
+		cursor, generation, whole, err := b.store.BeginFilter(ctx, b.options.reach())
 		if err != nil {
 			return fmt.Errorf("bloom: beginning a build: %w", err)
 		}
 		if !whole {
-			return fmt.Errorf("%w: more came in the last %v than the store keeps; build when fewer come", ErrBehind, s.options.reach())
+			return fmt.Errorf("%w: more came in the last %v than the store keeps; build when fewer come", ErrBehind, b.options.reach())
 		}
-		s.next.cursor, s.next.generation = cursor, generation
+		b.next.cursor, b.next.generation = cursor, generation
 	}
-	s.builder = newBuilder(g.options)
-	if whole := g.receive(s.builder); s.store == nil && !whole {
+	b.builder = newBuilder(g.options)
+	if whole := g.receive(b.builder); b.store == nil && !whole {
 		return fmt.Errorf("%w: more than %d came in the last %v; build when fewer come", ErrBehind, maxLog, Reach)
 	}
 	return nil
 }
 
 // release ends the part that announcements have in what was being built.
-func (s *scan) release() {
-	s.guard.dismiss(s.builder)
-	if s.next != nil {
-		s.guard.dismiss(s.next.filter)
+func (b *snapshotBuild) release() {
+	b.guard.dismiss(b.builder)
+	if b.next != nil {
+		b.guard.dismiss(b.next.filter)
 	}
 }
 
-// reach is how far before the scan announcements are read.
-func (o BuildOptions) reach() time.Duration { return max(Reach, o.ReplicaLag) }
-
-// check says what is wrong with the arguments of Build.
-func (o BuildOptions) check(rows, store bool) error {
-	if !rows || o.RowsPerSecond < 0 || o.ReplicaLag < 0 || o.ReplicaLag > Reach && !store {
-		return fmt.Errorf("bloom: Build needs rows (given: %t), RowsPerSecond of at least 0 (is %d), ReplicaLag of at least 0 (is %v), and without a store of at most %v",
-			rows, o.RowsPerSecond, o.ReplicaLag, Reach)
-	}
+func (b *snapshotBuild) add(_ context.Context, key string) error {
+	b.builder.Add(key)
 	return nil
 }
 
-// read reads the source to its end: from its beginning, unless the build was resumed.
-func (s *scan) read(ctx context.Context, resumed bool) error {
-	if !resumed {
-		if err := s.begin(ctx); err != nil {
-			return err
-		}
-	}
-	s.followed, s.due = s.started, s.started
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	read := s.readRows
-	if s.pages != nil {
-		read = s.readPages
-	}
-	if err := read(ctx); err != nil {
-		return err
-	}
-	s.tell(time.Now(), true)
-	return ctx.Err()
-}
-
-func (s *scan) readRows(ctx context.Context) error {
-	for key, err := range s.rows {
-		if err != nil {
-			return s.failed(err)
-		}
-		if err := s.row(ctx, key); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (s *scan) failed(err error) error {
-	return fmt.Errorf("bloom: building, after %d rows: %w", s.count, err)
-}
-
-func (s *scan) row(ctx context.Context, key string) error {
-	s.builder.Add(key)
-	s.count++
-	s.sample.add(key, s.count-s.resumed)
-	return s.between(ctx)
-}
-
-// between does what is due between two rows.
-func (s *scan) between(ctx context.Context) error {
-	limited := s.options.RowsPerSecond > 0
-	told := s.options.Progress != nil || s.options.Report != nil
-	if !limited && s.count%clockEvery != 0 && !told {
+// tend reads the announcements, so that a long scan does not fall behind what the store keeps.
+func (b *snapshotBuild) tend(ctx context.Context) error {
+	if b.store == nil {
 		return nil
 	}
-	now := time.Now()
-	if told {
-		s.tell(now, false)
-	}
-	if s.store != nil && now.Sub(s.followed) >= followEvery {
-		s.followed = now
-		if err := s.guard.follow(ctx, s.store, s.next, s.builder); err != nil {
-			return err
-		}
-	}
-	if limited {
-		return s.pace(ctx, now)
-	}
-	return ctx.Err()
-}
-
-// pace waits until the next row may be read.
-func (s *scan) pace(ctx context.Context, now time.Time) error {
-	if earliest := now.Add(-burst); s.due.Before(earliest) {
-		s.due = earliest
-	}
-	s.due = s.due.Add(time.Second / time.Duration(s.options.RowsPerSecond))
-	ahead := s.due.Sub(now)
-	if ahead < nap {
-		return ctx.Err()
-	}
-	timer := time.NewTimer(ahead)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return b.guard.follow(ctx, b.store, b.next, b.builder)
 }
 
 // finish makes a filter of what was built, stores it and believes it. It is stored first: only the store knows whether a newer one stands. The
 // turn is taken only then, so that the filter in force is kept up to date meanwhile.
-func (s *scan) finish(ctx context.Context) error {
-	g := s.guard
-	if s.store != nil {
-		if err := g.follow(ctx, s.store, s.next, s.builder); err != nil {
-			return err
-		}
-	}
-	g.complete(s)
-	if err := s.plausible(); err != nil {
+func (b *snapshotBuild) finish(ctx context.Context) error {
+	g := b.guard
+	if err := b.tend(ctx); err != nil {
 		return err
 	}
-	if s.store == nil {
-		return g.believe(s.next)
+	b.complete()
+	if err := b.plausible(); err != nil {
+		return err
 	}
-	stored, failed := s.store.SaveFilter(ctx, s.next.generation, s.next.cursor, s.next.filter.Snapshot())
+	if b.store == nil {
+		return g.believe(b.next)
+	}
+	stored, failed := b.store.SaveFilter(ctx, b.next.generation, b.next.cursor, b.next.filter.Snapshot())
 	if failed == nil && !stored {
 		return ErrSuperseded
 	}
@@ -246,11 +125,11 @@ func (s *scan) finish(ctx context.Context) error {
 	}
 	defer g.give()
 	if failed == nil { // else the store would hardly answer, and what it has announced since comes with the next CatchUp
-		if err := g.follow(ctx, s.store, s.next, s.next.filter); err != nil {
+		if err := g.follow(ctx, b.store, b.next, b.next.filter); err != nil {
 			return err
 		}
 	}
-	if err := g.believe(s.next); err != nil {
+	if err := g.believe(b.next); err != nil {
 		return errors.Join(failed, err)
 	}
 	if failed != nil {
@@ -260,10 +139,11 @@ func (s *scan) finish(ctx context.Context) error {
 }
 
 // complete makes the builder's bits a filter. Add goes into the bits until this moment, and to the filter from then on.
-func (g *Guard) complete(s *scan) {
+func (b *snapshotBuild) complete() {
+	g := b.guard
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	delete(g.incoming, s.builder)
-	s.next.filter = s.builder.filter()
-	g.incoming[s.next.filter] = struct{}{}
+	delete(g.incoming, b.builder)
+	b.next.filter = b.builder.filter()
+	g.incoming[b.next.filter] = struct{}{}
 }

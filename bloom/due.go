@@ -5,9 +5,10 @@ import (
 	"time"
 )
 
-// Why a new filter should be built, as Guard.Due says it.
+// Why a new filter should be built, as Due of a Guard and of a SharedGuard say it.
 const (
 	DueDoubted  = "doubted"  // announcements are lost, or it called a row absent that exists
+	DueLost     = "lost"     // of one in Redis: a segment is not there, or not whole; its keys pass
 	DueOverfull = "overfull" // more rows than its capacity: build with a larger Capacity
 	DueRate     = "rate"     // more than twice as many absent keys pass as the Options here allow
 	DueSmall    = "small"    // it was built for fewer rows, or a higher rate, than the Options here ask for
@@ -50,6 +51,11 @@ func oldAt(generation uint64) time.Time {
 	if generation != 0 {
 		born = time.UnixMilli(int64(generation >> 12)) //nolint:gosec // 52 bits
 	}
+	return oldSince(born)
+}
+
+// oldSince is when a filter becomes old that was born at that moment.
+func oldSince(born time.Time) time.Time {
 	spread := 1 - maxAgeSpread + 2*maxAgeSpread*rand.Float64() //nolint:gosec // spreads rebuilds; nothing secret depends on it
 	return born.Add(time.Duration(spread * float64(maxAge)))
 }

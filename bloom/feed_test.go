@@ -48,7 +48,7 @@ func TestFeedThatFallsBehindLetsEverythingPass(t *testing.T) {
 		time.Sleep(bound - 3*time.Second)
 		_, err := g.Build(t.Context(), during(func() {
 			st.feed(time.Second)
-			time.Sleep(followEvery)
+			time.Sleep(tendEvery)
 			require.Equal(t, Lagging, g.State())
 		}, "a", "b"), BuildOptions{}, st)
 		require.NoError(t, err)

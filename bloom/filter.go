@@ -136,15 +136,20 @@ func (f *Filter) Stats() Stats {
 	m, k, recent := float64(s.base.Cap()), float64(s.base.K()), s.recent.n.Load()
 	empty := (1 - float64(s.ones)/m) * math.Exp(-k*float64(recent)/m) // each addition sets k of m bits
 	fill := 1 - empty
-	added := uint64(math.Round(-m / k * math.Log(max(empty, 0.5/m)))) // a full filter cannot tell: as if half a bit were left
 	return Stats{
 		Capacity:      f.options.Capacity,
-		Added:         added,
+		Added:         estimatedKeys(empty, m, k),
 		Fill:          fill,
 		EstimatedRate: math.Pow(fill, k),
 		Bytes:         uint64(len(s.base.BitSet().Words())+len(s.recent.slots)) * 8,
 		Recent:        uint64(recent),
 	}
+}
+
+// estimatedKeys is how many keys were added to m bits, k of them each, if that fraction is empty (Swamidass and Baldi, "Mathematical correction for
+// fingerprint similarity measures to improve chemical retrieval", 2007). A full filter cannot tell: as if half a bit were left.
+func estimatedKeys(empty, m, k float64) uint64 {
+	return uint64(math.Round(-m / k * math.Log(max(empty, 0.5/m))))
 }
 
 // builder is a filter that nobody reads yet: additions go straight into its bits. Its methods may be called concurrently.

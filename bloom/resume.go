@@ -6,18 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc64"
-	"iter"
 	"time"
 )
 
-const (
-	// checkpointEvery is how often a build stores how far it came: what a crash costs. Chosen; not tuned.
-	checkpointEvery = 30 * time.Second
-	// checkpointShare bounds the time that goes into it: after each it is let be for so many times as long as it took. Chosen; not tuned.
-	checkpointShare = 20
-	// maxPlace bounds the bytes of a place: a few columns of a key. Chosen; not tuned.
-	maxPlace = 1024
-)
+// maxPlace bounds the bytes of a place: a few columns of a key. Chosen; not tuned.
+const maxPlace = 1024
 
 // ErrPlace is what Pages return, wrapped or not, for a place that they cannot go on from, since an older release or another scan gave it: a build
 // that was resumed there begins anew, any other ends with it.
@@ -64,81 +57,46 @@ func (g *Guard) BuildFrom(ctx context.Context, pages Pages, o BuildOptions, st S
 	if err := o.check(pages != nil, st != nil); err != nil {
 		return BuildReport{}, err
 	}
-	return g.build(ctx, &scan{pages: pages, options: o, store: st})
-}
-
-func (s *scan) readPages(ctx context.Context) error {
-	for {
-		keys, next, err := s.pages.after(ctx, s.place)
-		if err != nil {
-			return s.failed(err)
-		}
-		for _, key := range keys {
-			if err := s.row(ctx, key); err != nil {
-				return err
-			}
-		}
-		if next == "" {
-			return nil
-		}
-		s.place = next
-		s.checkpoint(ctx)
-	}
+	return g.build(ctx, &scan{pages: pages, options: o}, st)
 }
 
 // checkpoints is where they are kept; nil: nowhere.
-func (s *scan) checkpoints() CheckpointStore {
-	if s.pages == nil || s.options.Checkpoint < 0 {
-		return nil
-	}
-	st, _ := s.store.(CheckpointStore)
+func (b *snapshotBuild) checkpoints() CheckpointStore {
+	st, _ := b.store.(CheckpointStore)
 	return st
 }
 
-// checkpoint stores how far the scan came, if that is due. If it cannot be stored, more is read again should the build be cut off: nothing else.
-func (s *scan) checkpoint(ctx context.Context) {
-	st, every := s.checkpoints(), s.options.Checkpoint
-	if every == 0 {
-		every = checkpointEvery
-	}
-	began := time.Now()
-	if s.keep.IsZero() {
-		s.keep = s.started.Add(every)
-	}
-	if st == nil || began.Before(s.keep) {
-		return
-	}
-	stored, err := st.SaveCheckpoint(ctx, s.next.generation, s.next.cursor, s.encode())
-	if err == nil && stored {
-		s.kept = s.count
-	}
-	s.keep = time.Now().Add(max(every, checkpointShare*time.Since(began)))
-}
-
-// resume takes over what an earlier build has left, if it can be gone on with.
-func (s *scan) resume(ctx context.Context) (resumed bool, err error) {
-	st, g := s.checkpoints(), s.guard
+func (b *snapshotBuild) save(ctx context.Context) (stored bool, err error) {
+	st := b.checkpoints()
 	if st == nil {
 		return false, nil
 	}
+	stored, err = st.SaveCheckpoint(ctx, b.next.generation, b.next.cursor, b.encode())
+	return err == nil && stored, nil
+}
+
+func (b *snapshotBuild) resume(ctx context.Context) (*checkpoint, error) {
+	st, g := b.checkpoints(), b.guard
+	if st == nil {
+		return nil, nil
+	}
 	data, generation, cursor, err := st.LoadCheckpoint(ctx)
 	if err != nil {
-		return false, fmt.Errorf("bloom: looking for a checkpoint: %w", err)
+		return nil, fmt.Errorf("bloom: looking for a checkpoint: %w", err)
 	}
-	c, ok := parseCheckpoint(data)
-	if !ok || c.reach < s.options.reach() || !g.wants(c.builder, generation) {
-		return false, nil
+	left := b.parse(data)
+	if left == nil || left.reach < b.options.reach() || !g.wants(b.builder, generation) {
+		return nil, nil
 	}
-	s.builder, s.next = c.builder, &belief{cursor: cursor, generation: generation}
-	g.receive(s.builder)
-	switch err := g.follow(ctx, st, s.next, s.builder); {
+	b.next = &belief{cursor: cursor, generation: generation}
+	g.receive(b.builder)
+	switch err := g.follow(ctx, st, b.next, b.builder); {
 	case errors.Is(err, ErrBehind):
-		return false, nil
+		return nil, nil
 	case err != nil:
-		return false, err
+		return nil, err
 	}
-	s.count, s.resumed, s.kept, s.place = c.rows, c.rows, c.rows, c.place
-	return true, nil
+	return left, nil
 }
 
 // wants reports whether b, begun at generation, may become this guard's filter.
@@ -149,65 +107,86 @@ func (g *Guard) wants(b *builder, generation uint64) bool {
 }
 
 // settle forgets the checkpoint of a build that ended well, or whose scan cannot be trusted. Any other may be gone on with.
-func (s *scan) settle(ctx context.Context, err error) {
-	if st := s.checkpoints(); st != nil && s.kept > 0 && (err == nil || errors.Is(err, ErrImplausible)) {
+func (b *snapshotBuild) settle(ctx context.Context, err error) {
+	if st := b.checkpoints(); st != nil && b.resumable() && b.kept > 0 && (err == nil || errors.Is(err, ErrImplausible)) {
 		_ = st.DropCheckpoint(context.WithoutCancel(ctx)) // else it ends by itself; it is of no later generation than the filter
 	}
 }
 
-// A checkpoint is a snapshot of the bits so far, and behind it, big-endian:
+// encode is the checkpoint: a snapshot of the bits so far, and how far the scan came. Whatever is added meanwhile, to the builder or by another
+// checkpoint, does no harm: its bits may be in it before their time.
+func (b *snapshotBuild) encode() []byte {
+	data := b.builder.encode(len(b.place) + checkpointTail)
+	body := len(data)
+	seal(data)
+	return b.appendPlace(data, body)
+}
+
+// parse reads it; nil if it is none.
+func (b *snapshotBuild) parse(data []byte) *checkpoint {
+	bits, left := parsePlace(data, true)
+	if left == nil {
+		return nil
+	}
+	f, err := ReadSnapshot(bits)
+	if err != nil {
+		return nil
+	}
+	b.builder = &builder{options: f.options, seed: f.seed, bits: f.state.Load().base} // f is nobody else's
+	return left
+}
+
+// What a checkpoint says of the scan, behind whatever else it has, big-endian:
 //
 //	0  the place            end-32  rows    end-16  length of the place    end-12  magic "tcbc"
-//	                        end-24  reach   end-14  version                end-8   CRC-64 (ECMA) of the place and all since
+//	                        end-24  reach   end-14  version                end-8   CRC-64 (ECMA) of what has no checksum of its own
 const (
 	checkpointMagic   = "tcbc"
 	checkpointVersion = 1
 	checkpointTail    = 32
 )
 
-// checkpoint is what an earlier build has left.
+// checkpoint is how far an earlier build came.
 type checkpoint struct {
-	builder *builder
-	rows    uint64
-	reach   time.Duration
-	place   string
+	rows  uint64
+	reach time.Duration
+	place string
 }
 
-// encode is the scan's checkpoint. Whatever is added meanwhile, to the builder or by another checkpoint, does no harm: its bits may be in it
-// before their time.
-func (s *scan) encode() []byte {
-	data := s.builder.encode(len(s.place) + checkpointTail)
-	body := len(data)
-	seal(data)
+// appendPlace appends to data how far the scan came; the bytes from unsealed on have no checksum yet.
+func (s *scan) appendPlace(data []byte, unsealed int) []byte {
 	data = append(data, s.place...)
 	data = binary.BigEndian.AppendUint64(data, s.count)
 	data = binary.BigEndian.AppendUint64(data, uint64(s.options.reach())) //nolint:gosec // not negative
 	data = binary.BigEndian.AppendUint16(data, uint16(len(s.place)))      //nolint:gosec // at most maxPlace
 	data = append(binary.BigEndian.AppendUint16(data, checkpointVersion), checkpointMagic...)
-	return binary.BigEndian.AppendUint64(data, crc64.Checksum(data[body:], checksumTable))
+	return binary.BigEndian.AppendUint64(data, crc64.Checksum(data[unsealed:], checksumTable))
 }
 
-func parseCheckpoint(data []byte) (c checkpoint, ok bool) {
+// parsePlace reads what appendPlace has appended, and returns what is before it, which has a checksum of its own if sealed. c is nil if data is
+// nothing of the kind.
+func parsePlace(data []byte, sealed bool) (before []byte, c *checkpoint) {
 	if len(data) < checkpointTail {
-		return c, false
+		return nil, nil
 	}
 	tail := data[len(data)-checkpointTail:]
 	place := int(binary.BigEndian.Uint16(tail[16:]))
 	body := len(data) - checkpointTail - place
-	if string(tail[20:24]) != checkpointMagic || binary.BigEndian.Uint16(tail[18:]) != checkpointVersion || body < 0 ||
-		binary.BigEndian.Uint64(tail[24:]) != crc64.Checksum(data[body:len(data)-8], checksumTable) {
-		return c, false
+	if string(tail[20:24]) != checkpointMagic || binary.BigEndian.Uint16(tail[18:]) != checkpointVersion || body < 0 {
+		return nil, nil
 	}
-	f, err := ReadSnapshot(data[:body])
-	if err != nil {
-		return c, false
+	unsealed := 0
+	if sealed {
+		unsealed = body
 	}
-	return checkpoint{
-		builder: &builder{options: f.options, seed: f.seed, bits: f.state.Load().base}, // f is nobody else's
-		rows:    binary.BigEndian.Uint64(tail),
-		reach:   time.Duration(binary.BigEndian.Uint64(tail[8:])), //nolint:gosec // was one
-		place:   string(data[body : body+place]),
-	}, true
+	if binary.BigEndian.Uint64(tail[24:]) != crc64.Checksum(data[unsealed:len(data)-8], checksumTable) {
+		return nil, nil
+	}
+	return data[:body], &checkpoint{
+		rows:  binary.BigEndian.Uint64(tail),
+		reach: time.Duration(binary.BigEndian.Uint64(tail[8:])), //nolint:gosec // was one
+		place: string(data[body : body+place]),
+	}
 }
 
 // encode is a snapshot of the bits so far, without its checksum, with room for so many bytes more.
@@ -215,28 +194,6 @@ func (b *builder) encode(more int) []byte {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return encode(b.options, b.seed, b.bits, more)
-}
-
-// Rows are the keys of all pages: for a build that cannot be gone on with.
-func (p Pages) Rows(ctx context.Context) iter.Seq2[string, error] {
-	return func(yield func(string, error) bool) {
-		for place := ""; ; {
-			keys, next, err := p.after(ctx, place)
-			if err != nil {
-				yield("", err)
-				return
-			}
-			for _, key := range keys {
-				if !yield(key, nil) {
-					return
-				}
-			}
-			if next == "" {
-				return
-			}
-			place = next
-		}
-	}
 }
 
 // after is a page whose place is found right.

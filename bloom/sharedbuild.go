@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"time"
 
 	"github.com/tiercache/tiercache/internal/segment"
@@ -15,7 +16,7 @@ import (
 const (
 	// fillKeys is how many keys are collected before their bits are sent: about 1 MiB of offsets. Chosen; not tuned.
 	fillKeys = 8192
-	// openRenewed is how often the expiry of all segments is renewed while they are filled. Chosen: a quarter of openLife.
+	// openRenewed is how often the expiry of all segments is renewed at least while they are filled. Chosen: a quarter of openLife.
 	openRenewed = openLife / 4
 	// patience is how long a build that has begun goes on trying where Redis does not answer: longer than a failover takes. Chosen; not tuned.
 	patience = 30 * time.Second
@@ -38,65 +39,67 @@ func (g *SharedGuard) Build(ctx context.Context, rows iter.Seq2[string, error], 
 	if err := o.check(rows != nil, true); err != nil {
 		return BuildReport{}, err
 	}
+	return g.build(ctx, &scan{rows: rows, options: o})
+}
+
+func (g *SharedGuard) build(ctx context.Context, s *scan) (BuildReport, error) {
 	if !g.building.CompareAndSwap(false, true) {
 		return BuildReport{}, ErrBuilding
 	}
 	defer g.building.Store(false)
-	started := time.Now()
-	f, err := newFilling(g)
-	if err != nil {
-		return BuildReport{}, err
-	}
-	s := &scan{options: o, started: started, due: started}
-	if err = f.begin(ctx, o.reach()); err == nil {
-		err = f.scan(ctx, rows, s)
-	}
-	if err == nil {
-		err = s.counted()
-	}
-	if err == nil {
-		err = f.finish(ctx, s.count)
-	}
-	if err != nil {
+	f := &filling{scan: s, guard: g}
+	err := s.run(ctx, f)
+	if err != nil && f.began {
 		err = f.abandon(context.WithoutCancel(ctx), err)
 	}
-	return BuildReport{Rows: s.count, Took: time.Since(started)}, err
+	return s.report(), err
 }
 
 // filling is a filter whose segments are being filled.
 type filling struct {
+	*scan
 	*Segmented
 	guard *SharedGuard
 	raw   []byte
 	was   []byte // the layout that was served when the build began
+	began bool   // Redis knows of it, as far as we know
 
+	builder uint64     // which one of this filter this is: the one that began it is 1, who took over from it 2
 	bits    [][]uint64 // by segment, not sent yet
 	keys    int        // whose bits those are
-	written []uint64   // by segment: writes that Redis acknowledged
+	written []uint64   // by segment: what stands in its tail, which grows with each write that Redis acknowledged
 	renewed time.Time
 }
 
-func newFilling(g *SharedGuard) (*filling, error) {
-	layout, err := NewSegmented(g.options)
+// fill makes f fill a filter of that layout.
+func (f *filling) fill(layout *Segmented, raw []byte, builder uint64) {
+	n := layout.Segments()
+	f.Segmented, f.raw, f.builder = layout, raw, builder
+	f.bits, f.keys, f.written = make([][]uint64, n), 0, make([]uint64, n)
+	for i := range f.written {
+		f.written[i] = firstTail(builder)
+	}
+	f.renewed = time.Now()
+}
+
+// firstTail is what stands in the tail of a segment that this builder has not written to yet: more than any before it has written.
+func firstTail(builder uint64) uint64 { return builder << 32 }
+
+// begin makes the segments, then has everyone who announces give them the new rows, and then reads what was announced before that.
+func (f *filling) begin(ctx context.Context) error {
+	layout, err := NewSegmented(f.guard.options)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	raw, err := layout.MarshalBinary()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return &filling{
-		Segmented: layout, guard: g, raw: raw,
-		bits: make([][]uint64, layout.Segments()), written: make([]uint64, layout.Segments()),
-	}, nil
-}
-
-// begin makes the segments, then has everyone who announces give them the new rows, and then reads what was announced before that.
-func (f *filling) begin(ctx context.Context, reach time.Duration) error {
-	f.renewed = time.Now()
+	f.fill(layout, raw, 1)
+	f.began = true
 	edits := make([]segment.Edit, f.Segments())
 	for n := range edits {
-		edits[n] = segment.Edit{Ref: f.ref(n), Make: true, Put: f.filled(n, 0), Life: openLife}
+		edits[n] = segment.Edit{Ref: f.ref(n), Make: true, Put: f.filled(n, f.written[n]), Life: openLife}
 	}
 	made, err := f.guard.store.EditSegments(ctx, edits...)
 	if err == nil {
@@ -105,7 +108,7 @@ func (f *filling) begin(ctx context.Context, reach time.Duration) error {
 	if err != nil {
 		return fmt.Errorf("bloom: beginning a build: %w", err)
 	}
-	head, _, err := f.guard.store.TurnSegments(ctx, segment.Begin, f.raw, 0)
+	head, _, err := f.guard.store.TurnSegments(ctx, segment.Turn{How: segment.Begin, Layout: f.raw})
 	if err != nil {
 		return fmt.Errorf("bloom: beginning a build: %w", err)
 	}
@@ -113,11 +116,12 @@ func (f *filling) begin(ctx context.Context, reach time.Duration) error {
 	if err := f.guard.expire(ctx, head.Replaced, 0); err != nil {
 		return fmt.Errorf("bloom: beginning a build: %w", err)
 	}
-	return f.recall(ctx, reach)
+	return f.recall(ctx)
 }
 
 // recall adds what was announced within reach before now.
-func (f *filling) recall(ctx context.Context, reach time.Duration) error {
+func (f *filling) recall(ctx context.Context) error {
+	reach := f.scan.options.reach()
 	cursor, _, whole, err := f.guard.store.BeginFilter(ctx, reach)
 	for err == nil && whole {
 		var keys []string
@@ -139,29 +143,6 @@ func (f *filling) recall(ctx context.Context, reach time.Duration) error {
 		return fmt.Errorf("bloom: beginning a build: %w", err)
 	}
 	return fmt.Errorf("%w: more came in the last %v than the store keeps, or Redis lost some", ErrBehind, reach)
-}
-
-// scan adds the rows; s counts them and keeps their pace.
-func (f *filling) scan(ctx context.Context, rows iter.Seq2[string, error], s *scan) error {
-	for key, err := range rows {
-		if err == nil {
-			err = f.add(ctx, key)
-		}
-		if err != nil {
-			return fmt.Errorf("bloom: building, after %d rows: %w", s.count, err)
-		}
-		s.count++
-		if err := s.between(ctx); err != nil {
-			return err
-		}
-		if s.count%clockEvery == 0 && time.Since(f.renewed) > openRenewed {
-			if err := f.renew(ctx); err != nil {
-				return err
-			}
-		}
-	}
-	s.tell(time.Now(), true)
-	return ctx.Err()
 }
 
 func (f *filling) add(ctx context.Context, key string) error {
@@ -194,18 +175,36 @@ func (f *filling) flush(ctx context.Context) error {
 	return nil
 }
 
-// renew keeps segments that got no bits for long from expiring.
-func (f *filling) renew(ctx context.Context) error {
-	f.renewed = time.Now()
-	edits := make([]segment.Edit, f.Segments())
-	for n := range edits {
-		edits[n] = segment.Edit{Ref: f.ref(n), If: f.filled(n, f.written[n]), Life: openLife}
+// tend keeps segments that got no bits for long from expiring.
+func (f *filling) tend(ctx context.Context) error {
+	if time.Since(f.renewed) <= openRenewed {
+		return nil
 	}
-	return f.edit(ctx, edits)
+	return f.level(ctx)
 }
 
-// finish seals the segments and moves the fleet.
-func (f *filling) finish(ctx context.Context, rows uint64) error {
+// level puts the same into the tails of all segments, more than stood in any, and renews their expiry.
+func (f *filling) level(ctx context.Context) error {
+	f.renewed = time.Now()
+	level := slices.Max(f.written) + 1
+	edits := make([]segment.Edit, f.Segments())
+	for n := range edits {
+		edits[n] = segment.Edit{Ref: f.ref(n), If: f.filled(n, f.written[n]), Put: f.filled(n, level)[1:], Life: openLife}
+	}
+	if err := f.edit(ctx, edits); err != nil {
+		return err
+	}
+	for n := range f.written {
+		f.written[n] = level
+	}
+	return nil
+}
+
+// finish seals the segments, tries them and moves the fleet.
+func (f *filling) finish(ctx context.Context) error {
+	if err := f.counted(); err != nil {
+		return err
+	}
 	if err := f.flush(ctx); err != nil {
 		return err
 	}
@@ -216,10 +215,13 @@ func (f *filling) finish(ctx context.Context, rows uint64) error {
 	if err := f.edit(ctx, edits); err != nil {
 		return err
 	}
+	if err := f.tried(ctx); err != nil {
+		return err
+	}
 	var head segment.Head
 	made := false
 	err := insist(ctx, func() (err error) {
-		head, made, err = f.guard.store.TurnSegments(ctx, segment.Move, f.raw, rows)
+		head, made, err = f.guard.store.TurnSegments(ctx, segment.Turn{How: segment.Move, Layout: f.raw, Builder: f.builder, Rows: f.count})
 		return err
 	})
 	switch {
@@ -228,19 +230,54 @@ func (f *filling) finish(ctx context.Context, rows uint64) error {
 	case !made:
 		return ErrOvertaken
 	}
-	f.guard.adopt(f.raw, rows)
+	f.guard.adopt(segment.Head{Serving: f.raw, Rows: f.count})
 	_ = f.guard.expire(ctx, head.Old, oldLife) // they have an expiry in any case
 	_ = f.guard.expire(ctx, head.Replaced, 0)
 	return nil
 }
 
-// abandon lets go of what was made so far. It returns why: segments of a build that was overtaken are not lost by Redis.
+// tried looks whether the segments that were sealed let the sample of the rows pass.
+func (f *filling) tried(ctx context.Context) error {
+	missing := 0
+	for some := range slices.Chunk(f.sample, maxVolley) {
+		questions, asks := f.questions(some)
+		var replies [][]int64
+		err := insist(ctx, func() (err error) {
+			_, replies, err = f.guard.store.AskSegments(ctx, asks)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("bloom: trying the filter: %w", err)
+		}
+		for i, q := range questions {
+			switch q.Answer(replies[i]) {
+			case Unknown:
+				return fmt.Errorf("%w: number %d", ErrSegmentLost, q.Segment)
+			case Absent:
+				missing++
+			}
+		}
+	}
+	if missing > 0 {
+		return fmt.Errorf("%w: it lacks %d of its own rows", ErrImplausible, missing)
+	}
+	return nil
+}
+
+// abandon lets go of what was made so far, unless another build may go on with it. It returns why: segments of a build that was overtaken are not
+// lost by Redis.
 func (f *filling) abandon(ctx context.Context, why error) error {
-	head, _, err := f.guard.store.TurnSegments(ctx, segment.Abandon, f.raw, 0)
+	wrong := errors.Is(why, ErrSegmentLost) || errors.Is(why, ErrOvertaken) || errors.Is(why, ErrImplausible)
+	if f.kept > 0 && !wrong {
+		return why
+	}
+	head, made, err := f.guard.store.TurnSegments(ctx, segment.Turn{How: segment.Abandon, Layout: f.raw, Builder: f.builder})
 	if err != nil {
 		return why // what there is expires
 	}
-	_ = f.guard.expire(ctx, f.raw, 0) // as above
+	if made {
+		_ = f.guard.expire(ctx, f.raw, 0) // as above
+	}
 	if errors.Is(why, ErrSegmentLost) && (len(head.Building) > 0 || !bytes.Equal(head.Serving, f.was)) {
 		return fmt.Errorf("%w (%w)", ErrOvertaken, why)
 	}
@@ -268,7 +305,7 @@ func allMade(edits []segment.Edit, made []bool) error {
 	return nil
 }
 
-// filled is what stands in a segment that was written to so many times: the head that Open gives, and the number in the tail's place.
+// filled is what stands in a segment that is being filled: the head that Open gives, and a number in the tail's place.
 func (s *Segmented) filled(n int, written uint64) []segment.At {
 	return []segment.At{
 		{Offset: 0, Bytes: s.Open(n)},

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -23,6 +24,9 @@ const (
 	oldLife = time.Minute
 	// keepTurns is how many calls of Keep go by until every segment was looked at and renewed. Chosen: ten minutes at one a second.
 	keepTurns = 600
+	// looked is how many bytes of a segment's bits Keep counts, which takes Redis some microseconds: enough for a fill that is right to some
+	// thousandths. Chosen; not tuned.
+	looked = 16 << 10
 	// announceWithin is how long an announcement may take. The builder reads announcements from a Reach before its beginning: one that
 	// is not done by then would reach neither that filter nor the next. Chosen: far less than Reach.
 	announceWithin = 10 * time.Second
@@ -46,7 +50,9 @@ type SegmentStore interface {
 	// EditSegments makes edits, each in one step or not at all. With an error it is unknown which were made.
 	EditSegments(ctx context.Context, edits ...segment.Edit) (made []bool, err error)
 	// TurnSegments changes the head, in one step.
-	TurnSegments(ctx context.Context, turn segment.Turn, layout []byte, rows uint64) (h segment.Head, made bool, err error)
+	TurnSegments(ctx context.Context, t segment.Turn) (h segment.Head, made bool, err error)
+	// CountSegment returns how many bits of the segment's bytes from first to last are set; 0 where there is none.
+	CountSegment(ctx context.Context, r segment.Ref, first, last int) (set uint64, err error)
 	// AnnounceSegments adds keys to the announcements and reads the head, at one moment for the last of them.
 	AnnounceSegments(ctx context.Context, keys ...string) (segment.Head, error)
 	// BeginFilter and Announced are those of Store.
@@ -71,11 +77,13 @@ type SharedGuard struct {
 	store   SegmentStore
 	asking  lookups
 
+	feed     sharedFeed
 	serving  atomic.Pointer[served] // nil: everything passes
 	building atomic.Bool
 
 	mu      sync.Mutex // guards what follows, and the moves of serving
 	doubted []byte     // a layout that is not believed, whoever serves it
+	forgets bool       // what is being built is not believed either, which Redis does not know yet
 	failed  error      // the last error of a question, for Keep to tell
 	next    int        // the segment that Keep looks at next
 }
@@ -85,7 +93,9 @@ type served struct {
 	*Segmented
 	raw  []byte // the layout as the head has it
 	rows atomic.Uint64
-	lost []atomic.Bool // by segment: unknown when it was last looked at
+	old  atomic.Int64    // when another should be built, Unix ns by the wall clock; 0: not known yet
+	lost []atomic.Bool   // by segment: unknown when it was last looked at
+	fill []atomic.Uint32 // by segment: of its bits that were looked at, the set ones in 2^-32; 0: none was looked at
 }
 
 // SharedStats are the gauges of a SharedGuard.
@@ -95,15 +105,21 @@ type SharedStats struct {
 	Segments uint64 // its segments; 0: none is built
 	Unknown  uint64 // of these, the ones that said nothing when they were last asked: their keys pass, and a build is due
 	Bytes    uint64 // in Redis
+
+	// What follows is estimated from the bits of one segment more each second, and 0 while those are too few.
+	Fill          float64 // fraction of its bits that are set, [0,1]; about 0.5 at Capacity
+	Added         uint64  // different keys in it
+	EstimatedRate float64 // fraction of absent keys that pass, [0,1]
 }
 
 // NewSharedGuard returns a guard that knows no filter yet: everything passes until Keep found one, or Build made it. The error names all
 // mistakes in o.
 func NewSharedGuard(o Options, st SegmentStore) (*SharedGuard, error) {
-	if _, err := NewSegmented(o); err != nil {
+	layout, err := NewSegmented(o)
+	if err != nil {
 		return nil, err
 	}
-	g := &SharedGuard{options: o, store: st}
+	g := &SharedGuard{options: layout.Options(), store: st}
 	g.asking.throw = g.ask
 	return g, nil
 }
@@ -115,7 +131,12 @@ func (g *SharedGuard) Absent(ctx context.Context, keys ...string) []bool {
 	if g.serving.Load() == nil || len(keys) == 0 {
 		return out
 	}
-	for i, a := range g.asking.ask(ctx, keys) {
+	k := g.feed.known()
+	answers := g.asking.ask(ctx, keys)
+	if !g.feed.young(k) { // by what was known before the question: see Guard.Absent
+		return out
+	}
+	for i, a := range answers {
 		out[i] = a == Absent
 	}
 	return out
@@ -128,11 +149,7 @@ func (g *SharedGuard) ask(keys []string) []Answer {
 	if b == nil {
 		return answers
 	}
-	questions, asks := make([]Question, len(keys)), make([]segment.Ask, len(keys))
-	for i, key := range keys {
-		q := b.Question(key)
-		questions[i], asks[i] = q, segment.Ask{Ref: b.ref(q.Segment), Fields: q.Fields()}
-	}
+	questions, asks := b.questions(keys)
 	serving, replies, err := g.store.AskSegments(context.Background(), asks)
 	if err != nil {
 		g.mu.Lock()
@@ -143,7 +160,7 @@ func (g *SharedGuard) ask(keys []string) []Answer {
 		return answers
 	}
 	if !bytes.Equal(serving, b.raw) {
-		g.adopt(serving, 0)
+		g.adopt(segment.Head{Serving: serving})
 		return answers
 	}
 	for i, q := range questions {
@@ -153,21 +170,35 @@ func (g *SharedGuard) ask(keys []string) []Answer {
 	return answers
 }
 
-// adopt makes the layout with these bytes the one that is asked; none, where they are empty, doubted or cannot be read.
-func (g *SharedGuard) adopt(raw []byte, rows uint64) {
+// adopt makes the layout that the head serves the one that is asked; none, where there is none, or it is doubted or cannot be read.
+func (g *SharedGuard) adopt(h segment.Head) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	b := g.serving.Load()
-	if b == nil || !bytes.Equal(b.raw, raw) {
+	if b == nil || !bytes.Equal(b.raw, h.Serving) {
 		b = nil
-		if layout, err := ParseSegmented(raw); err == nil && !bytes.Equal(raw, g.doubted) {
-			b = &served{Segmented: layout, raw: raw, lost: make([]atomic.Bool, layout.Segments())}
+		if layout, err := ParseSegmented(h.Serving); err == nil && !bytes.Equal(h.Serving, g.doubted) {
+			n := layout.Segments()
+			b = &served{Segmented: layout, raw: h.Serving, lost: make([]atomic.Bool, n), fill: make([]atomic.Uint32, n)}
 		}
 		g.serving.Store(b)
 	}
-	if b != nil && rows > 0 {
-		b.rows.Store(rows)
+	if b != nil && h.Rows > 0 {
+		b.rows.Store(h.Rows)
 	}
+}
+
+// Adopt learns which filter is served, and returns its ID; "" if there is none, or it is doubted here. One round trip.
+func (g *SharedGuard) Adopt(ctx context.Context) (id string, err error) {
+	serving, _, err := g.store.AskSegments(ctx, nil)
+	if err != nil {
+		return "", err
+	}
+	g.adopt(segment.Head{Serving: serving})
+	if b := g.serving.Load(); b != nil {
+		return b.ID(), nil
+	}
+	return "", nil
 }
 
 // Announce makes keys absent for no process any more, from when it returned nil: before the inserts of their rows commit. A row must commit within
@@ -206,23 +237,35 @@ func (g *SharedGuard) Announce(ctx context.Context, keys ...string) error {
 	return nil
 }
 
-// Keep is to be called each second: it learns which filter is served, and by turns looks at the segments and renews their expiry. It returns
-// what went wrong, in questions too, since the last call. Two round trips.
+// Keep is to be called each second: it learns which filter is served and what change feeds have told, and by turns looks at the segments and renews
+// their expiry. It returns what went wrong, in questions too, since the last call. Three round trips.
 func (g *SharedGuard) Keep(ctx context.Context) error {
 	g.mu.Lock()
 	failed := g.failed
 	g.failed = nil
-	doubted := g.doubted
-	g.mu.Unlock()
-	turn := segment.Keep
-	if doubted != nil {
-		turn = segment.Drop // the fleet is told by its next question
+	t := segment.Turn{Layout: g.doubted}
+	switch {
+	case g.forgets:
+		t.How = segment.Forget
+	case g.doubted != nil:
+		t.How = segment.Drop // the fleet is told by its next question
 	}
-	head, _, err := g.store.TurnSegments(ctx, turn, doubted, 0)
+	g.mu.Unlock()
+	asked := g.feed.now()
+	head, _, err := g.store.TurnSegments(ctx, t)
 	if err != nil {
 		return errors.Join(failed, err)
 	}
-	g.adopt(head.Serving, head.Rows)
+	if t.How == segment.Forget {
+		g.mu.Lock()
+		g.forgets = false
+		g.mu.Unlock()
+	}
+	g.feed.heard(asked, head.Fed, head.Lag)
+	g.adopt(head)
+	if b := g.serving.Load(); b != nil && bytes.Equal(b.raw, head.Serving) {
+		b.old.CompareAndSwap(0, oldSince(time.Now().Round(0).Add(-head.Age)).UnixNano())
+	}
 	if err := g.expire(ctx, head.Replaced, 0); err != nil {
 		return errors.Join(failed, err)
 	}
@@ -236,7 +279,7 @@ func (g *SharedGuard) look(ctx context.Context) error {
 		return nil
 	}
 	g.mu.Lock()
-	first := g.next
+	first := g.next % b.Segments()
 	some := (b.Segments() + keepTurns - 1) / keepTurns
 	g.next = (first + some) % b.Segments()
 	g.mu.Unlock()
@@ -252,6 +295,16 @@ func (g *SharedGuard) look(ctx context.Context) error {
 	for i, e := range edits {
 		b.lost[e.Number].Store(!whole[i])
 	}
+	if !whole[0] {
+		return nil
+	}
+	end := b.SegmentBytes() - segmentTail - 1
+	set, err := g.store.CountSegment(ctx, b.ref(first), segmentHead, min(end, segmentHead+looked-1))
+	if err != nil {
+		return err
+	}
+	fill := float64(set) / float64(8*min(looked, end+1-segmentHead))
+	b.fill[first].Store(uint32(max(1, min(fill, 1)*math.MaxUint32)))
 	return nil
 }
 
@@ -272,27 +325,43 @@ func (g *SharedGuard) expire(ctx context.Context, raw []byte, life time.Duration
 	return err
 }
 
-// Doubt lets everything pass, here at once and in the whole fleet with the next Keep, until the next Build: for whoever saw a row called
-// absent that exists, or Redis come back with older data than the announcements that are still known.
+// Doubt lets everything pass, here at once and in the whole fleet with the next Keep, until another filter is built: for whoever saw a row called
+// absent that exists.
 func (g *SharedGuard) Doubt() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.doubtLocked()
+}
+
+// DoubtAll is Doubt, also of a filter that is being built: for whoever saw Redis come back with data older than the announcements that are still
+// known. A build that is under way when the fleet is told ends with ErrOvertaken.
+func (g *SharedGuard) DoubtAll() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.doubtLocked()
+	g.forgets = true
+}
+
+func (g *SharedGuard) doubtLocked() {
 	if b := g.serving.Load(); b != nil {
 		g.doubted = b.raw
 		g.serving.Store(nil)
 	}
 }
 
-// Believed reports whether some filter is asked.
-func (g *SharedGuard) Believed() bool { return g.serving.Load() != nil }
+// Believed reports whether Absent says anything now.
+func (g *SharedGuard) Believed() bool { return g.State() == Believed }
 
-// State returns what the filter is worth: Unbuilt, Believed or Doubted. Of its segments Stats tells more.
+// State returns what the filter is worth: Unbuilt, Believed, Doubted, or Lagging where it relies on a change feed that is. Of its segments Stats tells
+// more.
 func (g *SharedGuard) State() State {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {
-	case g.serving.Load() != nil:
+	case g.serving.Load() != nil && g.feed.young(g.feed.known()):
 		return Believed
+	case g.serving.Load() != nil:
+		return Lagging
 	case g.doubted != nil:
 		return Doubted
 	}
@@ -306,13 +375,48 @@ func (g *SharedGuard) Stats() SharedStats {
 		return SharedStats{Capacity: g.options.Capacity}
 	}
 	s := SharedStats{Capacity: b.Options().Capacity, Rows: b.rows.Load(), Segments: b.segments}
+	seen := 0
 	for i := range b.lost {
 		if b.lost[i].Load() {
 			s.Unknown++
 		}
+		if fill := b.fill[i].Load(); fill > 0 {
+			s.Fill += float64(fill) / math.MaxUint32
+			seen++
+		}
 	}
-	s.Bytes = s.Segments * uint64(b.SegmentBytes()) //nolint:gosec // positive
+	s.Bytes = s.Segments * uint64(b.SegmentBytes())                                                      //nolint:gosec // positive
+	if s.Fill /= float64(max(seen, 1)); seen < len(b.fill) && seen*min(looked, int(b.bits/8)) < looked { //nolint:gosec // at most maxSegmentBytes
+		s.Fill = 0 // of too few
+	}
+	s.EstimatedRate = math.Pow(s.Fill, float64(b.hashes))
+	s.Added = estimatedKeys(1-s.Fill, float64(b.size()), float64(b.hashes))
 	return s
+}
+
+// Due returns why a new filter should be built, the weightiest reason first, or "", as Guard.Due does.
+func (g *SharedGuard) Due() string {
+	b := g.serving.Load()
+	if b == nil {
+		if g.State() == Doubted {
+			return DueDoubted
+		}
+		return ""
+	}
+	s, old := g.Stats(), b.old.Load()
+	switch {
+	case s.Unknown > 0:
+		return DueLost
+	case s.Added > s.Capacity:
+		return DueOverfull
+	case s.EstimatedRate > 2*g.options.FalsePositiveRate:
+		return DueRate
+	case b.size() < sized(g.options, seed{}).size():
+		return DueSmall
+	case old != 0 && time.Now().UnixNano() > old:
+		return DueOld
+	}
+	return ""
 }
 
 // Close ends the questions under way and waits for them; from then on everything passes. It touches nothing in Redis.
@@ -320,6 +424,16 @@ func (g *SharedGuard) Close() { g.asking.close() }
 
 // ref names a segment of s.
 func (s *Segmented) ref(n int) segment.Ref { return segment.Ref{Filter: s.ID(), Number: n} }
+
+// questions are what to ask about keys.
+func (s *Segmented) questions(keys []string) ([]Question, []segment.Ask) {
+	questions, asks := make([]Question, len(keys)), make([]segment.Ask, len(keys))
+	for i, key := range keys {
+		q := s.Question(key)
+		questions[i], asks[i] = q, segment.Ask{Ref: s.ref(q.Segment), Fields: q.Fields()}
+	}
+	return questions, asks
+}
 
 // additions are the edits that add keys, one a segment: only where a segment of ours stands, since one that was lost must not be made anew.
 func (s *Segmented) additions(keys []string) []segment.Edit {
@@ -336,6 +450,9 @@ func (s *Segmented) additions(keys []string) []segment.Edit {
 	slices.SortFunc(edits, func(a, b segment.Edit) int { return a.Number - b.Number })
 	return edits
 }
+
+// size is how many bits there are in all segments.
+func (s *Segmented) size() uint64 { return s.segments * s.bits }
 
 // sealed is what stands in a complete segment.
 func (s *Segmented) sealed(n int) []segment.At {

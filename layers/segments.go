@@ -139,34 +139,63 @@ func editArgs(e segment.Edit) []any {
 	return args
 }
 
-// TurnSegments makes a turn of the head and returns how it stands then; made is false for a Move of a layout that is not the one
-// being built. One round trip. With an error it is unknown whether the turn was made; it may be repeated.
-func (s *Space) TurnSegments(ctx context.Context, turn segment.Turn, layout []byte, rows uint64) (h segment.Head, made bool, err error) {
+// TurnSegments makes a turn of the head and returns how it stands then; made is false for one that is refused: a Resume with nothing left, or of
+// a layout that is not the one being built, and a Leave, Move or Abandon of who does not build it any more. One round trip. With an error it is unknown
+// whether the turn was made; it may be repeated.
+func (s *Space) TurnSegments(ctx context.Context, t segment.Turn) (h segment.Head, made bool, err error) {
+	var value any
 	event := ""
-	if turn == segment.Move {
-		event = s.r.bus.event(s, eventFilter, "") // numbered: made only where it is sent
+	switch t.How { //nolint:exhaustive // the others bring nothing
+	case segment.Move:
+		value, event = t.Rows, s.r.bus.event(s, eventFilter, "") // numbered: made only where it is sent
+	case segment.Leave:
+		value = t.Left
+	case segment.Feed:
+		value = millis(t.Lag)
+	default:
+		value = 0
 	}
 	call := &scriptCall{script: segmentsScript, keys: []string{s.segmentsHeadKey()}, args: []any{
-		turn.String(), layout, rows, filterLife.Milliseconds(), segmentsGrace.Milliseconds(), s.channel, event,
+		t.How.String(), t.Layout, t.Builder, value, filterLife.Milliseconds(), segmentsGrace.Milliseconds(), s.channel, event,
 	}}
 	s.r.eval(ctx, call)
 	a, err := call.read()
 	if err != nil {
-		return segment.Head{}, false, fmt.Errorf("layers: %s a shared filter: %w", turn, err)
+		return segment.Head{}, false, fmt.Errorf("layers: %s a shared filter: %w", t.How, err)
 	}
-	rows, _ = strconv.ParseUint(a.text(3), 10, 64)
+	number := func(i int) uint64 {
+		n, _ := strconv.ParseUint(a.text(i), 10, 64)
+		return n
+	}
 	return segment.Head{
-		Serving: []byte(a.text(2)), Rows: rows, Building: []byte(a.text(4)), Old: []byte(a.text(5)), Replaced: []byte(a.text(6)),
+		Serving: []byte(a.text(2)), Rows: number(3), Building: []byte(a.text(4)), Old: []byte(a.text(5)), Replaced: []byte(a.text(6)),
+		Age: time.Duration(a.number(7)) * time.Millisecond, Builder: number(8), Left: []byte(a.text(9)),
+		Fed: number(10), Lag: time.Duration(number(11)) * time.Millisecond, //nolint:gosec // was one
 	}, a.code == 1, nil
+}
+
+// CountSegment returns how many bits of the segment's bytes from first to last are set; 0 where there is none. One round trip.
+func (s *Space) CountSegment(ctx context.Context, r segment.Ref, first, last int) (set uint64, err error) {
+	call := plainCall(s.segmentKey(r), "bitcount", first, last)
+	s.r.eval(ctx, call)
+	if call.err != nil {
+		return 0, fmt.Errorf("layers: looking at a segment of the filter: %w", call.err)
+	}
+	n, _ := call.reply.(int64)
+	return uint64(max(n, 0)), nil //nolint:gosec // not negative
 }
 
 // AnnounceSegments adds ids to the announcements, as AppendAnnounced does, and returns the head as it stood at the moment of the last one.
 func (s *Space) AnnounceSegments(ctx context.Context, ids ...string) (h segment.Head, err error) {
-	var fields *redis.MapStringStringCmd
-	err = s.appendAnnounced(ctx, func(p redis.Pipeliner) { fields = p.HGetAll(ctx, s.segmentsHeadKey()) }, ids...)
+	var fields *redis.SliceCmd
+	err = s.appendAnnounced(ctx, func(p redis.Pipeliner) { fields = p.HMGet(ctx, s.segmentsHeadKey(), "serving", "building", "old") }, ids...)
 	if err != nil || fields == nil {
 		return segment.Head{}, err
 	}
-	f := fields.Val() // nothing where another type stands: then no process finds a filter there
-	return segment.Head{Serving: []byte(f["serving"]), Building: []byte(f["building"]), Old: []byte(f["old"])}, nil
+	var layouts [3][]byte
+	for i, f := range fields.Val() { // none where another type stands: then no process finds a filter there
+		text, _ := f.(string)
+		layouts[i] = []byte(text)
+	}
+	return segment.Head{Serving: layouts[0], Building: layouts[1], Old: layouts[2]}, nil
 }

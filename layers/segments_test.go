@@ -112,9 +112,9 @@ func TestSegmentsAreAskedInOneRoundTrip(t *testing.T) {
 			want := []int64{0x6162636465666768, 1, 0}
 			require.Equal(t, want, reply, "segment %d", n)
 		}
-		_, _, err = s.TurnSegments(t.Context(), segment.Begin, []byte("layout"), 0)
+		_, _, err = s.TurnSegments(t.Context(), segment.Turn{How: segment.Begin, Layout: []byte("layout")})
 		require.NoError(t, err)
-		_, made, err := s.TurnSegments(t.Context(), segment.Move, []byte("layout"), 12)
+		_, made, err := s.TurnSegments(t.Context(), segment.Turn{How: segment.Move, Layout: []byte("layout"), Builder: 1, Rows: 12})
 		require.NoError(t, err)
 		require.True(t, made)
 		require.NoError(t, client.Del(t.Context(), s.segmentKey(asks[3].Ref)).Err())
@@ -140,9 +140,9 @@ func TestSegmentsAreAskedInOneRoundTrip(t *testing.T) {
 // Broken by: leaving the look at building out of the move in segments.lua; the one at serving behind it; the PEXPIRE.
 func TestOnlyTheLastBuilderMovesTheFleet(t *testing.T) {
 	onSegmentServers(t, func(t *testing.T, client redis.UniversalClient, s *Space) {
-		turn := func(how segment.Turn, layout string) (segment.Head, bool) {
+		turn := func(how segment.How, layout string) (segment.Head, bool) {
 			t.Helper()
-			h, made, err := s.TurnSegments(t.Context(), how, []byte(layout), 5)
+			h, made, err := s.TurnSegments(t.Context(), segment.Turn{How: how, Layout: []byte(layout), Builder: 1, Rows: 5})
 			require.NoError(t, err)
 			return h, made
 		}
@@ -175,6 +175,7 @@ func TestOnlyTheLastBuilderMovesTheFleet(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, client.HSet(t.Context(), s.segmentsHeadKey(), "moved", now.Add(-2*segmentsGrace).UnixMilli()).Err())
 		h, _ = turn(segment.Keep, "")
+		require.InDelta(t, 2*segmentsGrace, h.Age, float64(segmentsGrace))
 		require.Equal(t, "b", string(h.Replaced), "old enough")
 		require.Empty(t, h.Old)
 		h, _ = turn(segment.Drop, "c")
@@ -184,12 +185,72 @@ func TestOnlyTheLastBuilderMovesTheFleet(t *testing.T) {
 
 		require.NoError(t, client.Del(t.Context(), s.segmentsHeadKey()).Err())
 		require.NoError(t, client.Set(t.Context(), s.segmentsHeadKey(), "foreign", time.Minute).Err())
-		_, _, err = s.TurnSegments(t.Context(), segment.Keep, nil, 0)
+		_, _, err = s.TurnSegments(t.Context(), segment.Turn{})
 		require.ErrorContains(t, err, "WRONGTYPE")
 		_, err = s.AnnounceSegments(t.Context(), "row")
 		require.NoError(t, err, "no process finds a filter there: a row may be inserted")
 		h, _ = turn(segment.Begin, "d")
 		require.Equal(t, "d", string(h.Building), "a build puts it right")
+	})
+}
+
+// A builder that takes over, which only one can of whom something was left, is the only one from then on: of the one before it nothing is taken any more,
+// be it how far it came, its filter, or that it gives up; it begins nothing that was not left, nor after Forget. Feed counts words.
+// Broken by: `field('builder') == ARGV[3]` in segments.lua; `field('left') ~= ”` in resume; abandon without its code 0; forget in begin, in forget.
+func TestOnlyWhoTookOverMovesTheFleet(t *testing.T) {
+	onSegmentServers(t, func(t *testing.T, _ redis.UniversalClient, s *Space) {
+		turn := func(how segment.How, layout string, builder uint64) (segment.Head, bool) {
+			t.Helper()
+			h, made, err := s.TurnSegments(t.Context(), segment.Turn{How: how, Layout: []byte(layout), Builder: builder, Left: []byte("so far"), Lag: 1500 * time.Millisecond})
+			require.NoError(t, err)
+			return h, made
+		}
+		refused := func(how segment.How, layout string, builder uint64) {
+			t.Helper()
+			_, made := turn(how, layout, builder)
+			require.False(t, made)
+		}
+		h, _ := turn(segment.Begin, "a", 0)
+		require.EqualValues(t, 1, h.Builder)
+		require.Empty(t, h.Left)
+		refused(segment.Resume, "a", 0) // nothing was left
+		h, made := turn(segment.Leave, "a", 1)
+		require.True(t, made)
+		require.Equal(t, "so far", string(h.Left))
+		refused(segment.Resume, "b", 0) // another is being built
+		h, made = turn(segment.Resume, "a", 0)
+		require.True(t, made)
+		require.EqualValues(t, 2, h.Builder)
+		require.Equal(t, "so far", string(h.Left))
+		refused(segment.Leave, "a", 1)
+		refused(segment.Move, "a", 1)
+		refused(segment.Abandon, "a", 1)
+		h, _ = turn(segment.Keep, "", 0)
+		require.Equal(t, "a", string(h.Building))
+		h, made = turn(segment.Move, "a", 2)
+		require.True(t, made)
+		require.Equal(t, "a", string(h.Serving))
+		require.Empty(t, h.Left)
+		require.Less(t, h.Age, time.Minute)
+		refused(segment.Abandon, "a", 1) // its segments are asked
+		refused(segment.Resume, "a", 0)
+
+		turn(segment.Begin, "c", 0)
+		turn(segment.Leave, "c", 1)
+		h, _ = turn(segment.Begin, "d", 0)
+		require.Empty(t, h.Left, "of another filter")
+		turn(segment.Leave, "d", 1)
+		h, _ = turn(segment.Forget, "a", 0)
+		require.Empty(t, h.Serving)
+		require.Empty(t, h.Building)
+		refused(segment.Resume, "d", 0)
+		refused(segment.Move, "d", 1)
+
+		require.Zero(t, h.Fed)
+		turn(segment.Feed, "", 0)
+		h, _ = turn(segment.Feed, "", 0)
+		require.EqualValues(t, 2, h.Fed)
+		require.Equal(t, 1500*time.Millisecond, h.Lag)
 	})
 }
 
@@ -206,7 +267,7 @@ func TestAnnouncementFindsTheBuildOrIsFoundByIt(t *testing.T) {
 		var found []string // by the build, when it begins
 		begin := sync.OnceFunc(func() {
 			ctx := context.WithoutCancel(t.Context())
-			_, _, err := s.TurnSegments(ctx, segment.Begin, []byte("layout"), 0)
+			_, _, err := s.TurnSegments(ctx, segment.Turn{How: segment.Begin, Layout: []byte("layout")})
 			require.NoError(t, err)
 			cursor, _, whole, err := s.BeginFilter(ctx, time.Minute)
 			require.NoError(t, err)
@@ -214,7 +275,7 @@ func TestAnnouncementFindsTheBuildOrIsFoundByIt(t *testing.T) {
 			found, _ = readAnnounced(t, s, cursor)
 		})
 		redistest.EachNode(client, func(node redis.UniversalClient) {
-			node.(interface{ AddHook(hook redis.Hook) }).AddHook(onCommand{"hgetall", begin})
+			node.(interface{ AddHook(hook redis.Hook) }).AddHook(onCommand{"hmget", begin})
 		})
 		ids := make([]string, 2*filterPage)
 		for i := range ids {

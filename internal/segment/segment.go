@@ -37,25 +37,45 @@ type Edit struct {
 // Head is which filters there are of a name, each as the bytes of its layout; nil: none.
 type Head struct {
 	Serving  []byte // is asked
-	Building []byte // is being built; new rows go into it too
+	Building []byte // is being built, or was until its builder was cut off; new rows go into it too
 	Old      []byte // was served a while ago; new rows go into it too, should the move be lost
 	Rows     uint64 // of the scan that Serving was built from
 	Replaced []byte // by this turn: nobody asks it any more
+
+	Age     time.Duration // of Serving, by the store's clock
+	Builder uint64        // who builds Building: the first builder is 1
+	Left    []byte        // how far Building came, in its builder's words; nil: unknown
+	Fed     uint64        // how many words of change feeds there were; 0: none
+	Lag     time.Duration // of the last one: all rows committed longer before it had been announced
 }
 
-// Turn is a change of the head.
-type Turn uint8
+// Turn is a change of the head. Each renews the head's expiry.
+type Turn struct {
+	How     How
+	Layout  []byte
+	Builder uint64        // of Leave, Move and Abandon: they are refused where another builder took over
+	Rows    uint64        // of Move
+	Left    []byte        // of Leave
+	Lag     time.Duration // of Feed
+}
 
-// The turns. Each renews the head's expiry.
+// How a head is turned.
+type How uint8
+
+// The turns.
 const (
-	Keep    Turn = iota // nothing but that the old filter is let go once it is old enough
-	Begin               // the layout is being built from now on, and no other
-	Move                // the layout, if it is still the one that is being built, is served from now on, and every process is told
-	Abandon             // the layout is not being built any more
-	Drop                // the layout is not served any more
+	Keep    How = iota // nothing but that the old filter is let go once it is old enough
+	Begin              // the layout is being built from now on, and no other, by builder 1
+	Resume             // another builder goes on with the layout, if it is still being built and something of it was left
+	Leave              // so far the layout came, for who resumes it
+	Move               // the layout, if it is still the one that is being built, is served from now on, and every process is told
+	Abandon            // the layout is not being built any more
+	Drop               // the layout is not served any more
+	Forget             // as Drop, and whatever is being built is not being built any more
+	Feed               // a change feed told all rows that were committed longer than Lag ago
 )
 
 // String returns the turn's name, which is also the script's.
-func (t Turn) String() string {
-	return [...]string{"keep", "begin", "move", "abandon", "drop"}[t]
+func (h How) String() string {
+	return [...]string{"keep", "begin", "resume", "leave", "move", "abandon", "drop", "forget", "feed"}[h]
 }
