@@ -45,7 +45,7 @@ func TestFloodsPicturesAreSharesOfEachStep(t *testing.T) {
 		{3 * time.Second, time.Second, []float64{0, 20, 0, 20}},
 	}}
 	r := &Report{}
-	for _, s := range floodCurves(calm, flooded, flooded) {
+	for _, s := range floodCurves(calm, flooded, flooded, flooded) {
 		s.Scenario = "penetration"
 		r.Series = append(r.Series, s)
 	}
@@ -54,7 +54,7 @@ func TestFloodsPicturesAreSharesOfEachStep(t *testing.T) {
 	require.Equal(t, []float64{1, 10}, pictures[0].curves[0].Y)
 	require.Equal(t, []float64{50, 100}, pictures[1].curves[0].Y)
 	require.Equal(t, []float64{0, 2}, pictures[1].curves[0].X)
-	require.Len(t, pictures[1].curves, 3)
+	require.Len(t, pictures[1].curves, 4)
 	require.InDelta(t, 78, pictures[1].bounds[0].Y[0], 1e-9)
 }
 

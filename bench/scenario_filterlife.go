@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"time"
 
+	"github.com/tiercache/tiercache/bloom"
 	"github.com/tiercache/tiercache/internal/filterlife"
 )
 
@@ -23,49 +24,61 @@ const (
 	filterLifeStep    = 250 * time.Millisecond
 )
 
-func filterLife(ctx context.Context, e *env) (_ []Row, err error) {
-	source, err := startServer(ctx)
+func filterLife(ctx context.Context, e *env) ([]Row, error) {
+	report, err := playFilterLife(ctx, e, bloom.PerProcess)
 	if err != nil {
 		return nil, err
 	}
-	defer source.stop()
-	cache, err := startServer(ctx) // of its own: it is flushed
+	rows := filterLifeRows(e, "", report)
+	for i, took := range report.Builds {
+		rows = append(rows, valueRow(fmt.Sprintf("build %d", i+1), took.Seconds(), "s", budget{}, []string{"before anything was inserted", "limited, during inserts, one process stopped", "limited, after the flush"}[i]))
+	}
+	e.plot(filterLifeCurves(report)...)
+	report, err = playFilterLife(ctx, e, bloom.InRedis)
 	if err != nil {
 		return nil, err
+	}
+	return append(rows, filterLifeRows(e, "in Redis: ", report)...), nil
+}
+
+// playFilterLife plays it on servers of its own: one is flushed.
+func playFilterLife(ctx context.Context, e *env, form bloom.Form) (report filterlife.Report, err error) {
+	source, err := startServer(ctx)
+	if err != nil {
+		return report, err
+	}
+	defer source.stop()
+	cache, err := startServer(ctx)
+	if err != nil {
+		return report, err
 	}
 	defer cache.stop()
 	self, err := os.Executable()
 	if err != nil {
-		return nil, err
+		return report, err
 	}
-	o := filterlife.Options{
+	return filterlife.Play(ctx, filterlife.Options{
 		Cache: cache.addr, Source: source.addr, Name: filterLifeName,
-		Rows: pick(e, 200_000, 5000), PerSecond: filterLifeInserts, Phase: pick(e, 5000, 300), Step: filterLifeStep,
+		Rows: pick(e, 200_000, 5000), PerSecond: filterLifeInserts, Phase: pick(e, 5000, 300), Step: filterLifeStep, Form: form,
 		Start: func(spec string) *exec.Cmd {
 			cmd := exec.CommandContext(ctx, self, WorkerFlag, filterLifeName, spec)
 			cmd.Stderr = os.Stderr
 			return cmd
 		},
-	}
-	report, err := filterlife.Play(ctx, o)
-	if err != nil {
-		return nil, err
-	}
+	})
+}
+
+func filterLifeRows(e *env, form string, report filterlife.Report) []Row {
 	sum := report.Sum()
 	if sum.Wrong > 0 {
-		e.say("the first false negative: %s\n", sum.First)
+		e.say("%sthe first false negative: %s\n", form, sum.First)
 	}
 	processes := float64(len(report.Processes))
-	rows := []Row{
-		valueRow("false negatives", float64(sum.Wrong+sum.Stats.FilterWrong), "", atMost(0), fmt.Sprintf("%d questions for committed rows; %d ended with an error", sum.Asked, sum.Failed)),
-		valueRow("inserts a second, while nothing was held", float64(sum.Inserted)/(sum.Free.Seconds()/processes), "", pick(e, atLeast(filterLifeInserts), budget{}), fmt.Sprintf("%d in %v, all processes together; %d asked for, with one stopped", sum.Inserted, (sum.Free/time.Duration(processes)).Round(100*time.Millisecond), filterLifeInserts)),
-		valueRow("time in which everything passed", 100*sum.Passing.Seconds()/(processes*report.Took.Seconds()), "%", budget{}, "of the time of all processes; one was stopped, announcements were lost twice"),
+	return []Row{
+		valueRow(form+"false negatives", float64(sum.Wrong+sum.Stats.FilterWrong), "", atMost(0), fmt.Sprintf("%d questions for committed rows; %d ended with an error", sum.Asked, sum.Failed)),
+		valueRow(form+"inserts a second, while nothing was held", float64(sum.Inserted)/(sum.Free.Seconds()/processes), "", pick(e, atLeast(filterLifeInserts), budget{}), fmt.Sprintf("%d in %v, all processes together; %d asked for, with one stopped", sum.Inserted, (sum.Free/time.Duration(processes)).Round(100*time.Millisecond), filterLifeInserts)),
+		valueRow(form+"time in which everything passed", 100*sum.Passing.Seconds()/(processes*report.Took.Seconds()), "%", budget{}, "of the time of all processes"),
 	}
-	for i, took := range report.Builds {
-		rows = append(rows, valueRow(fmt.Sprintf("build %d", i+1), took.Seconds(), "s", budget{}, []string{"before anything was inserted", "limited, during inserts, one process stopped", "limited, after the flush"}[i]))
-	}
-	e.plot(filterLifeCurves(report)...)
-	return rows, nil
 }
 
 // filterLifeCurves are the play's course, with what befell the fleet.

@@ -19,8 +19,8 @@ import (
 )
 
 // Penetration: nine of ten requests are for keys that do not exist, each of them new, as fast as 64 callers get answers; the tenth is for
-// rows that do, by Zipf 0.99, and memory has room for a fifth of those. The source has eight workers of 2 ms. Three runs: the rows alone, the flood
-// with a filter, the flood without.
+// rows that do, by Zipf 0.99, and memory has room for a fifth of those. The source has eight workers of 2 ms. Four runs: the rows alone, the flood
+// with a filter in memory, with one in Redis, and without.
 //
 // What reaches the source of the absent keys is held against the rate that the filter was asked for; what the rows lose is their hits in
 // memory with the flood and without. What Redis gains are keys that name an absent one, of which there are to be none: nobody asks for one
@@ -69,48 +69,59 @@ func (c *floodCounts) sum() (absent, rows float64) {
 
 func penetration(ctx context.Context, e *env) ([]Row, error) {
 	lasts := pick(e, 10*time.Second, time.Second)
-	calm, err := flood(ctx, e, lasts, false, false)
+	filter := bloom.Options{Capacity: floodRows, FalsePositiveRate: floodRate}
+	calm, err := flood(ctx, e, lasts, false, bloom.Options{})
 	if err != nil {
 		return nil, err
 	}
-	filtered, err := flood(ctx, e, lasts, true, true)
+	filtered, err := flood(ctx, e, lasts, true, filter)
 	if err != nil {
 		return nil, err
 	}
-	bare, err := flood(ctx, e, lasts, true, false)
+	filter.Form = bloom.InRedis
+	inRedis, err := flood(ctx, e, lasts, true, filter)
 	if err != nil {
 		return nil, err
 	}
-	e.plot(floodCurves(calm, filtered, bare)...)
+	bare, err := flood(ctx, e, lasts, true, bloom.Options{})
+	if err != nil {
+		return nil, err
+	}
+	e.plot(floodCurves(calm, filtered, inRedis, bare)...)
 	detail := func(r *floodRun) string {
 		return fmt.Sprintf("of %.0f absent keys; %.0f requests for rows beside them", r.absent, r.rows)
 	}
 	others := func(r *floodRun) string { return fmt.Sprintf("beside %.0f of fixed names", r.others) }
 	p99 := func(r *floodRun) float64 { return quantile(r.waits, 0.99) }
-	return []Row{
-		valueRow("with a filter: absent keys that reach the source", 100*filtered.asked/max(filtered.absent, 1), "%", atMost(100*1.2*floodRate), detail(filtered)),
-		valueRow("with a filter: hits in memory that the rows lose", 100*(calm.hits-filtered.hits), "points", atMost(2), fmt.Sprintf("%.1f %% without the flood", 100*calm.hits)),
-		valueRow("with a filter: absent keys that Redis gains", filtered.gained, "", atMost(0), others(filtered)),
-		valueRow("with a filter: requests for rows that failed", filtered.failed+filtered.refused, "", atMost(0), ""),
+	with := func(name string, r *floodRun) []Row {
+		return []Row{
+			valueRow(name+": absent keys that reach the source", 100*r.asked/max(r.absent, 1), "%", atMost(100*1.2*floodRate), detail(r)),
+			valueRow(name+": hits in memory that the rows lose", 100*(calm.hits-r.hits), "points", atMost(2), fmt.Sprintf("%.1f %% without the flood", 100*calm.hits)),
+			valueRow(name+": absent keys that Redis gains", r.gained, "", atMost(0), others(r)),
+			valueRow(name+": requests for rows that failed", r.failed+r.refused, "", atMost(0), ""),
+		}
+	}
+	return append(append(with("with a filter", filtered), with("with one in Redis", inRedis)...), []Row{
 		valueRow("without: absent keys loaded at once, mean", bare.mean, "", atMost(floodMisses), fmt.Sprintf("gate of %d, at most %d; %s", floodGate, bare.most, detail(bare))),
 		valueRow("without: hits in memory that the rows lose", 100*(calm.hits-bare.hits), "points", budget{}, ""),
 		valueRow("without: requests for rows that failed", bare.failed+bare.refused, "", atMost(0), fmt.Sprintf("%.0f of them refused", bare.refused)),
 		valueRow("without: absent keys that Redis gains", bare.gained, "", atMost(0), fmt.Sprintf("of %.0f absent keys that were loaded; %s", bare.asked, others(bare))),
 		valueRow("99th percentile of the rows: calm", p99(calm), "ms", budget{}, ""),
 		valueRow("99th percentile of the rows: with a filter", p99(filtered), "ms", budget{}, ""),
+		valueRow("99th percentile of the rows: with one in Redis", p99(inRedis), "ms", budget{}, ""),
 		valueRow("99th percentile of the rows: without", p99(bare), "ms", budget{}, ""),
-	}, nil
+	}...), nil
 }
 
 // flood is one run: of rows alone, or of nine absent keys for each.
-func flood(ctx context.Context, e *env, lasts time.Duration, flooded, filter bool) (_ *floodRun, err error) {
+func flood(ctx context.Context, e *env, lasts time.Duration, flooded bool, filter bloom.Options) (_ *floodRun, err error) {
 	isRow := func(key string) (string, bool) { return "row of " + key, strings.HasPrefix(key, "row-") }
 	src := newSource(sourceOptions{workers: 8, mean: 2 * time.Millisecond, spread: 0.5, seed: 1, row: isRow, missing: tiercache.ErrNotFound})
 	defer src.close()
 	var free atomic.Bool
 	var running, most, busy atomic.Int64
 	o := tiercache.Options[string, string]{
-		Name: fmt.Sprintf("flood-%v-%v", flooded, filter), MemoryBytes: 1 << 20,
+		Name: fmt.Sprintf("flood-%v-%v-%v", flooded, filter.Enabled(), filter.Form), MemoryBytes: 1 << 20, Filter: filter,
 		Gate:   rebuild.GateOptions{Loads: floodGate},
 		Logger: slog.New(slog.DiscardHandler),
 		Load: func(ctx context.Context, key string) (string, error) {
@@ -129,9 +140,6 @@ func flood(ctx context.Context, e *env, lasts time.Duration, flooded, filter boo
 			return src.load(ctx, key)
 		},
 	}
-	if filter {
-		o.Filter = bloom.Options{Capacity: floodRows, FalsePositiveRate: floodRate}
-	}
 	shared, stop, err := connect(ctx, e.server.addr)
 	if err != nil {
 		return nil, err
@@ -147,7 +155,7 @@ func flood(ctx context.Context, e *env, lasts time.Duration, flooded, filter boo
 	for i := range rows {
 		rows[i] = fmt.Sprint("row-", i)
 	}
-	if filter {
+	if filter.Enabled() {
 		if _, err := cache.BuildFilter(ctx, existing(rows), bloom.BuildOptions{}); err != nil {
 			return nil, err
 		}
@@ -216,7 +224,7 @@ func absentInRedis(ctx context.Context, rdb *redis.Client) (n int, _ error) {
 }
 
 // floodCurves are the share of absent keys that reaches the source and the share of the rows that memory answers, over time.
-func floodCurves(calm, filtered, bare *floodRun) []Series {
+func floodCurves(calm, filtered, inRedis, bare *floodRun) []Series {
 	share := func(r *floodRun, s Series, part, of int) Series {
 		for _, step := range r.steps {
 			if step.grown[of] > 0 {
@@ -231,9 +239,11 @@ func floodCurves(calm, filtered, bare *floodRun) []Series {
 	named := func(s Series, subject string) Series { s.Subject = subject; return s }
 	return []Series{
 		share(filtered, named(reach, "with a filter"), asked, absent),
+		share(inRedis, named(reach, "with one in Redis"), asked, absent),
 		share(bare, named(reach, "without"), asked, absent),
 		reach.boundAt(100*1.2*floodRate, fmt.Sprintf("budget with a filter: 1.2 × %s %%", number(100*floodRate))),
 		share(filtered, named(kept, "with a filter"), hits, rows),
+		share(inRedis, named(kept, "with one in Redis"), hits, rows),
 		share(bare, named(kept, "without"), hits, rows),
 		share(calm, named(kept, "no flood"), hits, rows),
 		kept.boundAt(100*calm.hits-2, "budget with a filter: 2 points below no flood"),

@@ -255,6 +255,7 @@ func (f *filling) tried(ctx context.Context) error {
 				return fmt.Errorf("%w: number %d", ErrSegmentLost, q.Segment)
 			case Absent:
 				missing++
+			case Perhaps:
 			}
 		}
 	}

@@ -145,7 +145,7 @@ func editArgs(e segment.Edit) []any {
 func (s *Space) TurnSegments(ctx context.Context, t segment.Turn) (h segment.Head, made bool, err error) {
 	var value any
 	event := ""
-	switch t.How { //nolint:exhaustive // the others bring nothing
+	switch t.How {
 	case segment.Move:
 		value, event = t.Rows, s.r.bus.event(s, eventFilter, "") // numbered: made only where it is sent
 	case segment.Leave:
