@@ -51,8 +51,11 @@ func (g *ghostList) take(hash uint64) bool {
 	for i, s := range g.bucket(hash) {
 		if s != 0 && uint32(s) == uint32(hash) {
 			g.bucket(hash)[i] = 0
-			g.n = max(g.n-1, 0)
-			return g.seq-uint32(s>>32) < g.reach
+			counts := g.seq-uint32(s>>32) < g.reach
+			if counts {
+				g.n = max(g.n-1, 0)
+			}
+			return counts
 		}
 	}
 	return false

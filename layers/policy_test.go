@@ -2,7 +2,9 @@ package layers
 
 import (
 	"container/list"
+	"math"
 	"math/rand"
+	"sort"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -268,6 +270,28 @@ func TestGhostsMoveTheBorder(t *testing.T) {
 		s.p.moveBorder(-100, 1, 1000)
 	}
 	require.Equal(t, s.p.max*windowShareMin/100, s.p.target)
+}
+
+// Property: after a filling with twice as many keys as there is room for, asked for by Zipf 0.99 from then on, the window never takes main's place: the
+// keys that the filling drove out of it come back one by one, each of which is no sign that the window is too small.
+// Broken by: `if counts` in take (the window's ghosts seem to be ever fewer, and each weighs the more: it grows to 80 % of the bytes).
+func TestAFillingLeavesTheBorder(t *testing.T) {
+	const keys, entries = 8000, 3400
+	s := newPolicySim(entries)
+	upTo, sum := make([]float64, keys), 0.0
+	for k := range keys {
+		sum += math.Pow(float64(k+1), -0.99)
+		upTo[k] = sum
+		s.get(k)
+	}
+	random := rand.New(rand.NewSource(1))
+	most := int64(0)
+	for range 20 * keys {
+		rank := min(sort.SearchFloat64s(upTo, random.Float64()*sum), keys-1)
+		s.get(rank * 7919 % keys)
+		most = max(most, s.p.window.cells)
+	}
+	require.Less(t, most, int64(entries/4), "entries in the window")
 }
 
 // Property: a ghost list knows the last keys of its reach, and none twice.
