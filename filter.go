@@ -62,7 +62,7 @@ func (c *Cache[K, V]) keepFilter(ctx context.Context) {
 			}
 		}
 	}
-	suspects := c.suspects.take()
+	suspects := c.suspects.take(c.filter.Told)
 	if err := c.filter.CatchUp(ctx, store); err != nil {
 		c.filterFailed(ctx, err)
 	} else if c.refute(suspects) {

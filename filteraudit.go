@@ -2,7 +2,9 @@ package tiercache
 
 import (
 	"math"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/tiercache/tiercache/bloom"
 )
@@ -25,21 +27,15 @@ func (c *Cache[K, V]) audits(why *cause) bool {
 //     announcement, which was in the stream before the insert committed. So what the filter still calls absent, once the stream was read to
 //     its end, is a row that nobody announced, or a fault.
 func (c *Cache[K, V]) foundInSource(id string, why cause) {
-	if c.segments != nil && why.audited {
+	if c.segments != nil && why.audited || c.filter != nil && c.filter.Lacks(id) {
 		c.suspects.add(id)
+		if c.shared == nil {
+			c.refute(c.suspects.take(c.filter.Told))
+			c.tellFilter()
+			return
+		}
 		c.wake()
-		return
 	}
-	if c.filter == nil || !c.filter.Lacks(id) {
-		return
-	}
-	if c.shared == nil {
-		c.refute([]string{id})
-		c.tellFilter()
-		return
-	}
-	c.suspects.add(id)
-	c.wake()
 }
 
 // refute doubts the filter if it calls any of these rows absent.
@@ -56,7 +52,12 @@ func (c *Cache[K, V]) refute(ids []string) (doubted bool) {
 // suspects are rows that the filter seems to lack. Few are enough: one doubts it.
 type suspects struct {
 	mu  sync.Mutex
-	ids []string
+	all []suspect
+}
+
+type suspect struct {
+	id    string
+	found time.Time
 }
 
 const maxSuspects = 16 // chosen; not tuned
@@ -64,15 +65,23 @@ const maxSuspects = 16 // chosen; not tuned
 func (s *suspects) add(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.ids) < maxSuspects {
-		s.ids = append(s.ids, id)
+	if len(s.all) < maxSuspects {
+		s.all = append(s.all, suspect{id, time.Now()})
 	}
 }
 
-func (s *suspects) take() (ids []string) {
+// take returns those that can be judged: that were found when told says that every row was announced by now which was there then. The others wait, for
+// a change feed.
+func (s *suspects) take(told func(at time.Time) bool) (ids []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	ids, s.ids = s.ids, nil
+	s.all = slices.DeleteFunc(s.all, func(x suspect) bool {
+		if !told(x.found) {
+			return false
+		}
+		ids = append(ids, x.id)
+		return true
+	})
 	return ids
 }
 

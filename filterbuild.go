@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"strconv"
 
 	"github.com/tiercache/tiercache/bloom"
 	"github.com/tiercache/tiercache/layers"
@@ -114,8 +113,8 @@ type filterBuild func(context.Context) (bloom.BuildReport, error)
 // buildShared is BuildFilter for a fleet.
 //
 //  1. A holds the lock and builds. 2. B looks which filter stands: the one before A's, or A's. 3. A stores its filter and lets go. 4. B has the
-//     lock. It looks again: another filter stands than at 2, so B's caller has what it waited for. If the same does, A failed, or had
-//     stored its filter before B was called: B builds.
+//     lock. It looks again: a later filter stands than at 2, so B's caller has what it waited for. If the same does, A failed, or had
+//     stored its filter before B was called: B builds. So it does where an earlier one does, which a failover brought back.
 func (c *Cache[K, V]) buildShared(ctx context.Context, scan filterBuild) (report bloom.BuildReport, err error) {
 	ctx, done := c.untilClosed(ctx)
 	defer done()
@@ -132,7 +131,7 @@ func (c *Cache[K, V]) buildShared(ctx context.Context, scan filterBuild) (report
 	err = rebuild.Do(ctx, locks, c.o.Name, func(ctx context.Context) (err error) {
 		if stands, doubted, err := c.standing(ctx); err != nil {
 			return err
-		} else if stands != before && !doubted && c.adoptFilter(ctx) == nil {
+		} else if stands > before && !doubted && c.adoptFilter(ctx) == nil {
 			report.Adopted = true
 			return nil
 		}
@@ -149,24 +148,23 @@ func (c *Cache[K, V]) buildShared(ctx context.Context, scan filterBuild) (report
 	return report, err
 }
 
-// standing names the filter that stands: "" also for what is none, since a build replaces it.
-func (c *Cache[K, V]) standing(ctx context.Context) (name string, doubted bool, err error) {
+// standing returns which filter stands: of two, the later one has the greater. 0 also for what is none, since a build replaces it.
+func (c *Cache[K, V]) standing(ctx context.Context) (which uint64, doubted bool, err error) {
 	if c.segments != nil {
-		name, err = c.segments.Adopt(ctx)
-		return name, name == "", err
+		which, err = c.segments.Adopt(ctx)
+		return which, which == 0, err
 	}
-	generation, doubted, err := c.shared.StandingFilter(ctx)
+	which, doubted, err = c.shared.StandingFilter(ctx)
 	if errors.Is(err, layers.ErrFilterForeign) {
-		return "", false, nil
+		err = nil
 	}
-	return strconv.FormatUint(generation, 10), doubted, err
+	return which, doubted, err
 }
 
 // adoptFilter believes the filter that stands.
 func (c *Cache[K, V]) adoptFilter(ctx context.Context) error {
 	if c.segments != nil {
-		_, err := c.segments.Adopt(ctx)
-		return err
+		return nil // since it was looked for
 	}
 	return c.filter.Adopt(ctx, c.filterStore())
 }

@@ -26,11 +26,15 @@ func (c *Cache[K, V]) Feed(ctx context.Context, lag time.Duration, keys ...K) er
 	case lag < 0:
 		return fmt.Errorf("tiercache: the lag of a change feed is negative: %v", lag)
 	}
+	began := time.Now() // what commits from here on is not among what was told
 	if err := c.Announce(ctx, keys...); err != nil {
 		return err
 	}
+	lag += time.Since(began)
 	if c.shared == nil {
 		c.filter.Fed(lag)
+		c.refute(c.suspects.take(c.filter.Told))
+		c.tellFilter()
 		return nil
 	}
 	fed := c.shared.AppendFed

@@ -9,6 +9,7 @@ import (
 
 	"github.com/tiercache/tiercache"
 	"github.com/tiercache/tiercache/bloom"
+	"github.com/tiercache/tiercache/internal/redistest"
 )
 
 // P6: with FilterFeed a filter says nothing until a change feed has told, to whichever process, of all commits until lately; the rows that it tells
@@ -38,6 +39,58 @@ func TestFilterThatReliesOnAFeed(t *testing.T) {
 			require.Zero(t, p.Stats().FilterWrong)
 		}
 	})
+}
+
+// P6: a row that was read before the change feed told of it is no fault of the filter, for that is what the bound allows; one that the feed has never
+// told of, though it says to have told all, is.
+// Broken by: take without told; Told always true.
+func TestAuditWaitsForTheFeed(t *testing.T) {
+	for form, name := range []string{"per process", "in Redis"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel() // each reading of the feed's word takes a second
+			if name == "in Redis" {
+				needSegments(t)
+			}
+			s := newSource(map[string]string{"row": "v"})
+			o := filterOptions(redistest.Name(t), s)
+			o.Filter.Form, o.FilterFeed, o.FilterAudit, o.AbsentTTL = bloom.Form(form), time.Minute, 1, -1
+			p := openPeer(t, redistest.Shared(t).Client(t), o)
+			_, err := p.BuildFilter(t.Context(), rowsOf(s), bloom.BuildOptions{})
+			require.NoError(t, err)
+			told := func() {
+				t.Helper()
+				asking(t, func() bool {
+					require.NoError(t, p.Feed(t.Context(), 0))
+					return p.Stats().FilterState == uint64(bloom.Believed)
+				}, "the word is heard")
+			}
+			told()
+			s.write("late", "v") // by a writer that knows nothing of the cache
+			requireGet(t, p, "late", "v")
+			require.EqualValues(t, 1, p.Stats().FilterAudit)
+			for range 2 {
+				p.wire.reset()
+				asking(t, func() bool { return p.wire.count("segments")+p.wire.count("xrange") > 0 }, "the filter is kept")
+			}
+			require.Zero(t, p.Stats().FilterWrong, "it was not told yet")
+			require.NoError(t, p.Feed(t.Context(), 0, "late"))
+			for range 3 { // the word after the first whose age is known
+				p.wire.reset()
+				require.NoError(t, p.Feed(t.Context(), 0))
+				asking(t, func() bool { return p.wire.count("segments")+p.wire.count("xrange") > 1 }, "the word is heard")
+			}
+			require.Zero(t, p.Stats().FilterWrong)
+			require.EqualValues(t, bloom.Believed, p.Stats().FilterState)
+
+			s.write("never", "v")
+			requireGet(t, p, "never", "v")
+			asking(t, func() bool {
+				require.NoError(t, p.Feed(t.Context(), 0))
+				return p.Stats().FilterState == uint64(bloom.Doubted)
+			}, "it is a fault once all was told")
+			require.EqualValues(t, 1, p.Stats().FilterWrong)
+		})
+	}
 }
 
 func TestFeedRefusesWhatMakesNoSense(t *testing.T) {

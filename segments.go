@@ -11,7 +11,7 @@ func (c *Cache[K, V]) keepSegments(ctx context.Context) {
 	if c.oldData.Swap(false) {
 		c.segments.DoubtAll()
 	}
-	c.refuteShared(ctx, c.suspects.take())
+	c.refuteShared(ctx, c.suspects.take(c.segments.Told))
 	if err := c.segments.Keep(ctx); err != nil {
 		c.filterFailed(ctx, err)
 	}
@@ -39,17 +39,7 @@ func (c *Cache[K, V]) refuteShared(ctx context.Context, rows []string) {
 	if len(rows) == 0 {
 		return
 	}
-	wrong := 0
-	for _, absent := range c.segments.Absent(ctx, rows...) {
-		if absent {
-			wrong++
-		}
-	}
-	if wrong == 0 {
-		return
-	}
-	c.count.filterWrong.Add(uint64(wrong)) //nolint:gosec // not negative
-	c.segments.Doubt()
+	c.count.filterWrong.Add(uint64(c.segments.Refute(ctx, rows...))) //nolint:gosec // not negative
 }
 
 // segmentStats are the gauges of the filter in Redis.

@@ -11,6 +11,12 @@ func (g *Guard) RelyOnFeed(bound time.Duration) { g.feed = bound }
 // it there, with the announcements.
 func (g *Guard) Fed(lag time.Duration) { g.fedUntil(time.Since(g.started) - lag) }
 
+// Told reports whether every row that was committed before that moment has been announced by now: at once, but where the guard relies on a change feed,
+// which must have told of it. What the filter calls absent until then is no fault.
+func (g *Guard) Told(at time.Time) bool {
+	return g.feed == 0 || g.fed.Load() != 0 && g.fed.Load() >= int64(at.Sub(g.started))
+}
+
 // fedUntil moves fed on.
 func (g *Guard) fedUntil(until time.Duration) {
 	for {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -59,12 +60,12 @@ func (g *SharedGuard) build(ctx context.Context, s *scan) (BuildReport, error) {
 type filling struct {
 	*scan
 	*Segmented
-	guard *SharedGuard
-	raw   []byte
-	was   []byte // the layout that was served when the build began
-	began bool   // Redis knows of it, as far as we know
+	guard  *SharedGuard
+	raw    []byte
+	began  bool // Redis knows of it, as far as we know
+	sealed bool // some segments are
 
-	builder uint64     // which one of this filter this is: the one that began it is 1, who took over from it 2
+	builder uint64     // which one of this filter this is: see builderAfter
 	bits    [][]uint64 // by segment, not sent yet
 	keys    int        // whose bits those are
 	written []uint64   // by segment: what stands in its tail, which grows with each write that Redis acknowledged
@@ -74,7 +75,7 @@ type filling struct {
 // fill makes f fill a filter of that layout.
 func (f *filling) fill(layout *Segmented, raw []byte, builder uint64) {
 	n := layout.Segments()
-	f.Segmented, f.raw, f.builder = layout, raw, builder
+	f.Segmented, f.raw, f.builder, f.sealed = layout, raw, builder, false
 	f.bits, f.keys, f.written = make([][]uint64, n), 0, make([]uint64, n)
 	for i := range f.written {
 		f.written[i] = firstTail(builder)
@@ -84,6 +85,16 @@ func (f *filling) fill(layout *Segmented, raw []byte, builder uint64) {
 
 // firstTail is what stands in the tail of a segment that this builder has not written to yet: more than any before it has written.
 func firstTail(builder uint64) uint64 { return builder << 32 }
+
+// builderAfter is who builds after the builder was, 0 for none: how many have taken over, in the upper half of 32 bits, and a random number, in case a
+// failover takes back what the head knew of one of them.
+func builderAfter(was uint64) uint64 {
+	const random = 1 << 16
+	return (was/random+1)*random + rand.Uint64N(random) //nolint:gosec // so that two differ; nothing secret depends on it
+}
+
+// beginTries is how often a build begins where others begin at the same time. Chosen; not tuned.
+const beginTries = 10
 
 // begin makes the segments, then has everyone who announces give them the new rows, and then reads what was announced before that.
 func (f *filling) begin(ctx context.Context) error {
@@ -95,7 +106,7 @@ func (f *filling) begin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	f.fill(layout, raw, 1)
+	f.fill(layout, raw, builderAfter(0))
 	f.began = true
 	edits := make([]segment.Edit, f.Segments())
 	for n := range edits {
@@ -108,15 +119,28 @@ func (f *filling) begin(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("bloom: beginning a build: %w", err)
 	}
-	head, _, err := f.guard.store.TurnSegments(ctx, segment.Turn{How: segment.Begin, Layout: f.raw})
-	if err != nil {
-		return fmt.Errorf("bloom: beginning a build: %w", err)
-	}
-	f.was = head.Serving
-	if err := f.guard.expire(ctx, head.Replaced, 0); err != nil {
+	if err := f.enter(ctx); err != nil {
 		return fmt.Errorf("bloom: beginning a build: %w", err)
 	}
 	return f.recall(ctx)
+}
+
+// enter makes the filter the one that is being built, in the place of what it has read there: a call that comes late takes nobody's.
+func (f *filling) enter(ctx context.Context) error {
+	for range beginTries {
+		head, _, err := f.guard.store.TurnSegments(ctx, segment.Turn{})
+		if err != nil && !errors.Is(err, segment.ErrForeign) {
+			return err
+		}
+		head, made, err := f.guard.store.TurnSegments(ctx, segment.Turn{How: segment.Begin, Layout: f.raw, Builder: f.builder, Was: head.Builder})
+		if err != nil {
+			return err
+		}
+		if made {
+			return f.guard.expire(ctx, head.Replaced, 0)
+		}
+	}
+	return ErrOvertaken
 }
 
 // recall adds what was announced within reach before now.
@@ -175,10 +199,17 @@ func (f *filling) flush(ctx context.Context) error {
 	return nil
 }
 
-// tend keeps segments that got no bits for long from expiring.
+// tend looks whether this is still the filter that is being built, by this builder, and keeps segments that got no bits for long from expiring.
 func (f *filling) tend(ctx context.Context) error {
-	if time.Since(f.renewed) <= openRenewed {
-		return nil
+	head, _, err := f.guard.store.TurnSegments(ctx, segment.Turn{})
+	if err != nil {
+		return nil //nolint:nilerr // the next flush says it, if it lasts
+	}
+	if head.Builder != f.builder || !bytes.Equal(head.Building, f.raw) {
+		return ErrOvertaken
+	}
+	if err := f.guard.expire(ctx, head.Replaced, 0); err != nil || time.Since(f.renewed) <= openRenewed {
+		return nil //nolint:nilerr // as above
 	}
 	return f.level(ctx)
 }
@@ -208,9 +239,10 @@ func (f *filling) finish(ctx context.Context) error {
 	if err := f.flush(ctx); err != nil {
 		return err
 	}
+	f.sealed = true
 	edits := make([]segment.Edit, f.Segments())
 	for n := range edits {
-		edits[n] = segment.Edit{Ref: f.ref(n), If: f.filled(n, f.written[n]), Put: f.sealed(n), Life: segmentLife}
+		edits[n] = segment.Edit{Ref: f.ref(n), If: f.filled(n, f.written[n]), Put: f.Segmented.sealed(n), Life: segmentLife}
 	}
 	if err := f.edit(ctx, edits); err != nil {
 		return err
@@ -268,18 +300,18 @@ func (f *filling) tried(ctx context.Context) error {
 // abandon lets go of what was made so far, unless another build may go on with it. It returns why: segments of a build that was overtaken are not
 // lost by Redis.
 func (f *filling) abandon(ctx context.Context, why error) error {
-	wrong := errors.Is(why, ErrSegmentLost) || errors.Is(why, ErrOvertaken) || errors.Is(why, ErrImplausible)
+	wrong := f.sealed || errors.Is(why, ErrSegmentLost) || errors.Is(why, ErrOvertaken) || errors.Is(why, ErrImplausible)
 	if f.kept > 0 && !wrong {
 		return why
 	}
-	head, made, err := f.guard.store.TurnSegments(ctx, segment.Turn{How: segment.Abandon, Layout: f.raw, Builder: f.builder})
+	head, ours, err := f.guard.store.TurnSegments(ctx, segment.Turn{How: segment.Abandon, Layout: f.raw, Builder: f.builder})
 	if err != nil {
 		return why // what there is expires
 	}
-	if made {
+	if !bytes.Equal(head.Building, f.raw) && !bytes.Equal(head.Serving, f.raw) && !bytes.Equal(head.Old, f.raw) { // else somebody took over
 		_ = f.guard.expire(ctx, f.raw, 0) // as above
 	}
-	if errors.Is(why, ErrSegmentLost) && (len(head.Building) > 0 || !bytes.Equal(head.Serving, f.was)) {
+	if errors.Is(why, ErrSegmentLost) && !ours {
 		return fmt.Errorf("%w (%w)", ErrOvertaken, why)
 	}
 	return why

@@ -11,7 +11,7 @@ import (
 )
 
 // sharedFeed is what a SharedGuard knows of change feeds: up to when they have told of all commits. The feed's word is a number beside the head and its
-// lag. A word that is met at one reading of the head and was not there at the one before was told after that began, whatever any clock says.
+// lag, by the time when it came there. A word that is met at one reading of the head and was not there at the one before came after that began.
 type sharedFeed struct {
 	bound   time.Duration // 0: all writers announce their rows
 	started time.Time     // moments count from here, on the monotonic clock: from before the guard was made, so that 0 is none of them
@@ -33,6 +33,12 @@ func (g *SharedGuard) Fed(ctx context.Context, lag time.Duration) error {
 		return fmt.Errorf("bloom: telling of a change feed: %w", err)
 	}
 	return nil
+}
+
+// Told is as [Guard.Told].
+func (g *SharedGuard) Told(at time.Time) bool {
+	until := g.feed.known()
+	return g.feed.bound == 0 || until != 0 && until >= at.Sub(g.feed.started)
 }
 
 func (f *sharedFeed) now() time.Duration { return time.Since(f.started) }

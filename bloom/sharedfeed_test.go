@@ -109,3 +109,56 @@ func TestFeedOfAFilterInRedis(t *testing.T) {
 		other.Close()
 	})
 }
+
+// buildStore is a store of segments that are always there, and whose head tells the second builder's name once it is overtaken.
+type buildStore struct {
+	feedStore
+	building  []byte
+	builder   uint64
+	overtaken bool
+}
+
+func (s *buildStore) EditSegments(_ context.Context, edits ...segment.Edit) ([]bool, error) {
+	made := make([]bool, len(edits))
+	for i := range made {
+		made[i] = true
+	}
+	return made, nil
+}
+
+func (s *buildStore) BeginFilter(context.Context, time.Duration) (string, uint64, bool, error) {
+	return "", 1, true, nil
+}
+
+func (s *buildStore) Announced(_ context.Context, cursor string) ([]string, []time.Duration, string, bool, error) {
+	return nil, nil, cursor, true, nil
+}
+
+func (s *buildStore) TurnSegments(_ context.Context, t segment.Turn) (segment.Head, bool, error) {
+	if t.How == segment.Begin {
+		s.building, s.builder = t.Layout, t.Builder
+	}
+	h := segment.Head{Building: s.building, Builder: s.builder}
+	if s.overtaken {
+		h.Builder++
+	}
+	return h, true, nil
+}
+
+// A builder that was overtaken notices within seconds, and not at the end of its scan. Broken by: tend without its look at the head.
+func TestOvertakenBuilderEndsSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := &buildStore{}
+		g, err := NewSharedGuard(Options{Capacity: 1000, Form: InRedis}, st)
+		require.NoError(t, err)
+		began := time.Now()
+		_, err = g.Build(t.Context(), func(yield func(string, error) bool) {
+			for yield("row", nil) { // a scan without an end
+				st.overtaken = time.Since(began) > time.Minute
+			}
+		}, BuildOptions{RowsPerSecond: 10})
+		require.ErrorIs(t, err, ErrOvertaken)
+		require.Less(t, time.Since(began), time.Minute+2*tendEvery)
+		g.Close()
+	})
+}

@@ -83,7 +83,7 @@ type SharedGuard struct {
 
 	mu      sync.Mutex // guards what follows, and the moves of serving
 	doubted []byte     // a layout that is not believed, whoever serves it
-	forgets bool       // what is being built is not believed either, which Redis does not know yet
+	forgets bool       // no filter is believed that Redis has now, which it does not know yet
 	failed  error      // the last error of a question, for Keep to tell
 	next    int        // the segment that Keep looks at next
 }
@@ -177,7 +177,7 @@ func (g *SharedGuard) adopt(h segment.Head) {
 	b := g.serving.Load()
 	if b == nil || !bytes.Equal(b.raw, h.Serving) {
 		b = nil
-		if layout, err := ParseSegmented(h.Serving); err == nil && !bytes.Equal(h.Serving, g.doubted) {
+		if layout, err := ParseSegmented(h.Serving); err == nil && !bytes.Equal(h.Serving, g.doubted) && !g.forgets {
 			n := layout.Segments()
 			b = &served{Segmented: layout, raw: h.Serving, lost: make([]atomic.Bool, n), fill: make([]atomic.Uint32, n)}
 		}
@@ -188,17 +188,21 @@ func (g *SharedGuard) adopt(h segment.Head) {
 	}
 }
 
-// Adopt learns which filter is served, and returns its ID; "" if there is none, or it is doubted here. One round trip.
-func (g *SharedGuard) Adopt(ctx context.Context) (id string, err error) {
-	serving, _, err := g.store.AskSegments(ctx, nil)
-	if err != nil {
-		return "", err
+// Adopt learns which filter is served, and returns when it came to be: of two, the later one has the greater. 0 if there is none, or it is doubted
+// here. One round trip.
+func (g *SharedGuard) Adopt(ctx context.Context) (moved uint64, err error) {
+	head, _, err := g.store.TurnSegments(ctx, segment.Turn{})
+	if err != nil && !errors.Is(err, segment.ErrForeign) {
+		return 0, err
 	}
-	g.adopt(segment.Head{Serving: serving})
-	if b := g.serving.Load(); b != nil {
-		return b.ID(), nil
+	if err := g.expire(ctx, head.Replaced, 0); err != nil {
+		return 0, err
 	}
-	return "", nil
+	g.adopt(head)
+	if g.serving.Load() == nil {
+		return 0, nil
+	}
+	return head.Moved, nil
 }
 
 // Announce makes keys absent for no process any more, from when it returned nil: before the inserts of their rows commit. A row must commit within
@@ -258,7 +262,7 @@ func (g *SharedGuard) Keep(ctx context.Context) error {
 	}
 	if t.How == segment.Forget {
 		g.mu.Lock()
-		g.forgets = false
+		g.forgets = false // DoubtAll and Keep are called one at a time
 		g.mu.Unlock()
 	}
 	g.feed.heard(asked, head.Fed, head.Lag)
@@ -327,26 +331,46 @@ func (g *SharedGuard) expire(ctx context.Context, raw []byte, life time.Duration
 
 // Doubt lets everything pass, here at once and in the whole fleet with the next Keep, until another filter is built: for whoever saw a row called
 // absent that exists.
-func (g *SharedGuard) Doubt() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.doubtLocked()
-}
+func (g *SharedGuard) Doubt() { g.doubt(g.serving.Load()) }
 
-// DoubtAll is Doubt, also of a filter that is being built: for whoever saw Redis come back with data older than the announcements that are still
-// known. A build that is under way when the fleet is told ends with ErrOvertaken.
+// DoubtAll is Doubt of whatever filter Redis has now, known here or not, and of one that is being built: for whoever saw Redis come back with data
+// older than the announcements that are still known. A build that is under way when the fleet is told ends with ErrOvertaken. It is not called
+// concurrently with Keep.
 func (g *SharedGuard) DoubtAll() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.doubtLocked()
-	g.forgets = true
-}
-
-func (g *SharedGuard) doubtLocked() {
 	if b := g.serving.Load(); b != nil {
 		g.doubted = b.raw
 		g.serving.Store(nil)
 	}
+	g.forgets = true
+}
+
+// Refute says that the source has rows of these keys, whose announcements, if there were any, have returned by now. If the filter calls some of them
+// absent it is doubted, as by Doubt; it returns how many. One round trip.
+func (g *SharedGuard) Refute(ctx context.Context, keys ...string) (wrong int) {
+	b := g.serving.Load()
+	for _, absent := range g.Absent(ctx, keys...) {
+		if absent {
+			wrong++
+		}
+	}
+	if wrong > 0 && !g.doubt(b) {
+		return 0 // another filter is asked by now, perhaps by this question already
+	}
+	return wrong
+}
+
+// doubt doubts b if it is asked.
+func (g *SharedGuard) doubt(b *served) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if b == nil || g.serving.Load() != b {
+		return false
+	}
+	g.doubted = b.raw
+	g.serving.Store(nil)
+	return true
 }
 
 // Believed reports whether Absent says anything now.
@@ -362,7 +386,7 @@ func (g *SharedGuard) State() State {
 		return Believed
 	case g.serving.Load() != nil:
 		return Lagging
-	case g.doubted != nil:
+	case g.doubted != nil || g.forgets:
 		return Doubted
 	}
 	return Unbuilt

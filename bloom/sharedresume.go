@@ -3,6 +3,7 @@ package bloom
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -51,8 +52,11 @@ func (f *filling) save(ctx context.Context) (stored bool, err error) {
 }
 
 func (f *filling) resume(ctx context.Context) (*checkpoint, error) {
-	head, _, err := f.guard.store.TurnSegments(ctx, segment.Turn{How: segment.Keep})
-	if err != nil {
+	head, _, err := f.guard.store.TurnSegments(ctx, segment.Turn{})
+	if err != nil && !errors.Is(err, segment.ErrForeign) {
+		return nil, fmt.Errorf("bloom: looking for a checkpoint: %w", err)
+	}
+	if err := f.guard.expire(ctx, head.Replaced, 0); err != nil {
 		return nil, fmt.Errorf("bloom: looking for a checkpoint: %w", err)
 	}
 	level, left := parsePlace(head.Left, false)
@@ -63,16 +67,15 @@ func (f *filling) resume(ctx context.Context) (*checkpoint, error) {
 	if err != nil || layout.Options() != f.guard.options {
 		return nil, nil //nolint:nilerr // of another release
 	}
-	raw := head.Building
-	head, made, err := f.guard.store.TurnSegments(ctx, segment.Turn{How: segment.Resume, Layout: raw})
+	f.fill(layout, head.Building, builderAfter(head.Builder))
+	_, made, err := f.guard.store.TurnSegments(ctx, segment.Turn{How: segment.Resume, Layout: f.raw, Builder: f.builder, Was: head.Builder})
 	if err != nil {
 		return nil, fmt.Errorf("bloom: taking over a build: %w", err)
 	}
 	if !made {
-		return nil, nil
+		return nil, ErrOvertaken
 	}
-	f.fill(layout, raw, head.Builder)
-	f.was, f.began, f.kept = head.Serving, true, left.rows // kept: cut off from here on, it can still be gone on with
+	f.began, f.kept = true, left.rows // kept: cut off from here on, it can still be gone on with
 	whole, err := f.takeOver(ctx, binary.BigEndian.Uint64(level))
 	if err != nil {
 		return nil, fmt.Errorf("bloom: taking over a build: %w", err)
@@ -97,8 +100,11 @@ func (f *filling) takeOver(ctx context.Context, level uint64) (whole bool, err e
 				return false, err
 			}
 			for i, n := range some {
-				if tails[i] < level {
+				switch {
+				case tails[i] < level:
 					return false, nil
+				case tails[i] > f.written[n]:
+					return false, f.later(ctx)
 				}
 				edits = append(edits, segment.Edit{Ref: f.ref(n), If: f.filled(n, tails[i]), Put: f.filled(n, f.written[n])[1:], Life: openLife})
 			}
@@ -118,6 +124,15 @@ func (f *filling) takeOver(ctx context.Context, level uint64) (whole bool, err e
 		}
 	}
 	return false, nil
+}
+
+// later returns ErrOvertaken if a later builder has taken a segment, nil where the head knows of none: a failover took that back, and nobody may go on.
+func (f *filling) later(ctx context.Context) error {
+	head, _, err := f.guard.store.TurnSegments(ctx, segment.Turn{})
+	if err == nil && head.Builder != f.builder {
+		err = ErrOvertaken
+	}
+	return err
 }
 
 // tails is what stands in the tails of these segments, 0 where one is not there, or not open.

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -45,7 +46,7 @@ const (
 
 const (
 	filterKeyField  = 'k' // an announced key
-	filterFedField  = 'b' // a change feed's beat: its lag in milliseconds, decimal
+	filterFedField  = 'b' // a change feed's beat: its lag in milliseconds, and the server's time when it was measured, as it was known there
 	filterOpenField = 'o' // the beginning of a build: it only makes the stream and tells the server's time
 )
 
@@ -127,12 +128,56 @@ func (s *Space) appendAnnounced(ctx context.Context, also func(redis.Pipeliner),
 	return nil
 }
 
-// AppendFed adds to the announcements that a change feed has told of every row committed longer than lag ago: after these rows' own. One round trip.
+// AppendFed adds to the announcements that a change feed has told of every row committed longer than lag ago: after these rows' own. One round trip;
+// two for the first.
 func (s *Space) AppendFed(ctx context.Context, lag time.Duration) error {
-	if _, err := s.filterAppend(ctx, nil, filterFedField, strconv.FormatInt(millis(lag), 10)); err != nil {
+	began, known := s.fedClock.now()
+	if !known {
+		opened, err := s.filterAppend(ctx, nil, filterOpenField, "")
+		if err != nil {
+			return fmt.Errorf("layers: telling of a change feed: %w", err)
+		}
+		began = opened.milli()
+	}
+	told, err := s.filterAppend(ctx, nil, filterFedField, fmt.Sprintf("%d %d", millis(lag), began))
+	if err != nil {
 		return fmt.Errorf("layers: telling of a change feed: %w", err)
 	}
+	s.fedClock.heard(told.milli())
 	return nil
+}
+
+// fedLag is by how much a change feed was behind when its word was told: what it said, and how long after that it came.
+func fedLag(word string, told int64) (lag time.Duration, ok bool) {
+	said, began, _ := strings.Cut(word, " ")
+	ms, err := strconv.ParseInt(said, 10, 64)
+	since, sinceErr := strconv.ParseInt(began, 10, 64)
+	if err != nil || sinceErr != nil || ms < 0 || since < 0 {
+		return 0, false
+	}
+	return span(ms) + span(max(told-since, 0)), true
+}
+
+// serverClock estimates the server's time, which is never ahead of it: a word that is sent with it, and that the network delivers late, tells how late.
+type serverClock struct {
+	last atomic.Pointer[serverMoment]
+}
+
+// serverMoment is the server's time, in milliseconds since 1970, and when it had been heard.
+type serverMoment struct {
+	ms int64
+	at time.Time
+}
+
+func (k *serverClock) heard(ms int64) { k.last.Store(&serverMoment{ms, time.Now()}) }
+
+// now is the estimate; known is false if nothing was ever heard.
+func (k *serverClock) now() (ms int64, known bool) {
+	m := k.last.Load()
+	if m == nil {
+		return 0, false
+	}
+	return m.ms + time.Since(m.at).Milliseconds(), true
 }
 
 // filterAppend adds one entry for each value, all with the same field, and renews the stream's expiry, at one moment: the stream
@@ -224,8 +269,8 @@ func (s *Space) Announced(ctx context.Context, cursor string) (ids []string, lag
 			case field[0] == filterKeyField:
 				ids = append(ids, text)
 			case field[0] == filterFedField && i > 0: // the cursor's own was read before
-				if ms, err := strconv.ParseInt(text, 10, 64); err == nil && ms >= 0 {
-					lags = append(lags, span(ms))
+				if lag, ok := fedLag(text, filterCursorOf(e).milli()); ok {
+					lags = append(lags, lag)
 				}
 			}
 		}

@@ -4,8 +4,10 @@ import (
 	"context"
 	_ "embed"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -65,7 +67,7 @@ func (s *Space) AskSegments(ctx context.Context, asks []segment.Ask) (serving []
 		replies[i] = integers(c.reply)
 	}
 	if calls[0].err != nil {
-		return nil, make([][]int64, len(asks)), fmt.Errorf("layers: asking which filter is served: %w", calls[0].err)
+		return nil, make([][]int64, len(asks)), fmt.Errorf("layers: asking which filter is served: %w", foreignHead(calls[0].err))
 	}
 	if err != nil {
 		err = fmt.Errorf("layers: asking the filter's segments: %w", err)
@@ -139,11 +141,11 @@ func editArgs(e segment.Edit) []any {
 	return args
 }
 
-// TurnSegments makes a turn of the head and returns how it stands then; made is false for one that is refused: a Resume with nothing left, or of
-// a layout that is not the one being built, and a Leave, Move or Abandon of who does not build it any more. One round trip. With an error it is unknown
-// whether the turn was made; it may be repeated.
+// TurnSegments makes a turn of the head and returns how it stands then; made is false for one that is refused: a Begin or Resume where the builder is
+// not the one that was read, a Resume with nothing left, a Leave, Move or Abandon of who does not build any more. One round trip; two for the first
+// Feed. With an error it is unknown whether the turn was made; it may be repeated. The error matches segment.ErrForeign where something else stands there.
 func (s *Space) TurnSegments(ctx context.Context, t segment.Turn) (h segment.Head, made bool, err error) {
-	var value any
+	var value, other any = 0, t.Was
 	event := ""
 	switch t.How {
 	case segment.Move:
@@ -151,27 +153,43 @@ func (s *Space) TurnSegments(ctx context.Context, t segment.Turn) (h segment.Hea
 	case segment.Leave:
 		value = t.Left
 	case segment.Feed:
-		value = millis(t.Lag)
+		began, known := s.fedClock.now()
+		if !known {
+			if _, _, err := s.TurnSegments(ctx, segment.Turn{}); err != nil {
+				return h, false, err
+			}
+			began, _ = s.fedClock.now()
+		}
+		value, other = millis(t.Lag), began
 	default:
-		value = 0
 	}
 	call := &scriptCall{script: segmentsScript, keys: []string{s.segmentsHeadKey()}, args: []any{
-		t.How.String(), t.Layout, t.Builder, value, filterLife.Milliseconds(), segmentsGrace.Milliseconds(), s.channel, event,
+		t.How.String(), t.Layout, t.Builder, value, filterLife.Milliseconds(), segmentsGrace.Milliseconds(), s.channel, event, other,
 	}}
 	s.r.eval(ctx, call)
 	a, err := call.read()
 	if err != nil {
-		return segment.Head{}, false, fmt.Errorf("layers: %s a shared filter: %w", t.How, err)
+		return segment.Head{}, false, fmt.Errorf("layers: %s a shared filter: %w", t.How, foreignHead(err))
 	}
+	s.fedClock.heard(a.now)
 	number := func(i int) uint64 {
 		n, _ := strconv.ParseUint(a.text(i), 10, 64)
 		return n
 	}
+	moved := max(a.number(7), 0)
 	return segment.Head{
 		Serving: []byte(a.text(2)), Rows: number(3), Building: []byte(a.text(4)), Old: []byte(a.text(5)), Replaced: []byte(a.text(6)),
-		Age: time.Duration(a.number(7)) * time.Millisecond, Builder: number(8), Left: []byte(a.text(9)),
-		Fed: number(10), Lag: time.Duration(number(11)) * time.Millisecond, //nolint:gosec // was one
+		Moved: uint64(moved), Age: span(max(a.now-moved, 0)), Builder: number(8), Left: []byte(a.text(9)),
+		Fed: number(10), Lag: span(int64(min(number(11), math.MaxInt64))), //nolint:gosec // in its bounds
 	}, a.code == 1, nil
+}
+
+// foreignHead is err, as segment.ErrForeign if it says that the key is of another type.
+func foreignHead(err error) error {
+	if strings.Contains(err.Error(), "WRONGTYPE") {
+		return fmt.Errorf("%w (%w)", segment.ErrForeign, err)
+	}
+	return err
 }
 
 // CountSegment returns how many bits of the segment's bytes from first to last are set; 0 where there is none. One round trip.

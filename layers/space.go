@@ -51,7 +51,8 @@ type Space struct {
 	renewed    atomic.Int64  // when this process renewed it last, server ms; data that remembers an earlier renewal is older
 	asking     singleflight.Group
 
-	copies copies
+	copies   copies
+	fedClock serverClock
 }
 
 // Open returns the space of a name. It waits for nobody: the generation is asked for when it is first needed.

@@ -2,7 +2,10 @@
 // one string; what its bytes mean is the asker's.
 package segment
 
-import "time"
+import (
+	"errors"
+	"time"
+)
 
 // Ref names a segment: the filter it belongs to and its number there.
 type Ref struct {
@@ -42,18 +45,23 @@ type Head struct {
 	Rows     uint64 // of the scan that Serving was built from
 	Replaced []byte // by this turn: nobody asks it any more
 
-	Age     time.Duration // of Serving, by the store's clock
-	Builder uint64        // who builds Building: the first builder is 1
+	Moved   uint64        // when Serving became it, by the store's clock, in milliseconds since 1970; 0: nothing ever did
+	Age     time.Duration // since then
+	Builder uint64        // who builds Building
 	Left    []byte        // how far Building came, in its builder's words; nil: unknown
 	Fed     uint64        // how many words of change feeds there were; 0: none
 	Lag     time.Duration // of the last one: all rows committed longer before it had been announced
 }
 
+// ErrForeign says that something else stands in the head's place. Begin takes it away.
+var ErrForeign = errors.New("segment: something else stands in the place of the head of the filters")
+
 // Turn is a change of the head. Each renews the head's expiry.
 type Turn struct {
 	How     How
 	Layout  []byte
-	Builder uint64        // of Leave, Move and Abandon: they are refused where another builder took over
+	Builder uint64        // who begins or takes over; of Leave, Move and Abandon: they are refused where another took over
+	Was     uint64        // of Begin and Resume: the builder that the head had when it was read, 0 for none: they are refused where it has another
 	Rows    uint64        // of Move
 	Left    []byte        // of Leave
 	Lag     time.Duration // of Feed
@@ -65,13 +73,13 @@ type How uint8
 // The turns.
 const (
 	Keep    How = iota // nothing but that the old filter is let go once it is old enough
-	Begin              // the layout is being built from now on, and no other, by builder 1
+	Begin              // the layout is being built from now on, and no other
 	Resume             // another builder goes on with the layout, if it is still being built and something of it was left
 	Leave              // so far the layout came, for who resumes it
 	Move               // the layout, if it is still the one that is being built, is served from now on, and every process is told
 	Abandon            // the layout is not being built any more
 	Drop               // the layout is not served any more
-	Forget             // as Drop, and whatever is being built is not being built any more
+	Forget             // whatever is served is not any more, nor is anything being built
 	Feed               // a change feed told all rows that were committed longer than Lag ago
 )
 
