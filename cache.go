@@ -153,10 +153,19 @@ func (c *Cache[K, V]) inMemory(key K, id string, a *answer[V]) bool {
 // since (protocol race R2); and before the pending invalidations are looked at: one that is queued just after the look voids it (R13).
 // It reports false if the key must be rebuilt, and notes in why what that rebuild should know. A hot key is read by one caller at a time.
 func (c *Cache[K, V]) fromShared(ctx context.Context, key K, id string, why *cause, a *answer[V]) (bool, error) {
+	ok, err := c.readShared(ctx, key, id, why, a)
+	if ok && a.stale {
+		c.revalidate(ctx, key, id, a) // out of turn: the next in it may wait for StaleWait too
+	}
+	return ok, err
+}
+
+// readShared is fromShared without the rebuild of what is stale.
+func (c *Cache[K, V]) readShared(ctx context.Context, key K, id string, why *cause, a *answer[V]) (bool, error) {
 	if turn := c.hotReads.of(id); turn != nil {
 		leave, err := turn.enter(ctx)
 		defer leave()
-		if err != nil || c.fromMemory(ctx, key, id, a) {
+		if err != nil || c.inMemory(key, id, a) {
 			return err == nil, err
 		}
 	}
@@ -171,11 +180,7 @@ func (c *Cache[K, V]) fromShared(ctx context.Context, key K, id string, why *cau
 		}
 		return false, ctx.Err()
 	}
-	ok := c.taken(key, id, &found, mark, why, a)
-	if ok && a.stale {
-		c.revalidate(ctx, key, id, a)
-	}
-	return ok, nil
+	return c.taken(key, id, &found, mark, why, a), nil
 }
 
 // taken turns what Redis returned into an answer and keeps it in memory if the mark still stands, for no longer than Redis keeps it.

@@ -28,7 +28,8 @@
 //	    Limits: with the bus silent, until MemoryTTL, longer only for answers marked stale while Redis or the source fails. A Get that
 //	    waits already may be given the older value. After a failover that lost the invalidation: until the process that sent it has
 //	    noticed, two heartbeats (2 s), and repeated it; if that process died too, the value's TTL. DeleteWindow must be longer than the
-//	    lag of the replicas that the loader reads. With HotCopies: where Redis lost the note that a key has copies, 5 s.
+//	    lag of the replicas that the loader reads. With HotCopies: where Redis lost the note that a key has copies,
+//	    5 s, and MemoryTTL in a process that read a copy then.
 //	    TestOlderLoadIsRefusedAfterInvalidate, TestDeleteBetweenFillAndPutIsNotKept, TestRefusedFillIsNotKeptInMemory,
 //	    TestReadBeforeAnEventIsNotKept, TestSetIsNotOvertakenByAnOlderLoad, TestInvalidateOvertakesASet,
 //	    TestClearRefusesWhatWasLoadedBefore, TestUpdateIsSeenByAll, TestProtocol, TestInvalidationsAreRepeatedAfterAFailover,
@@ -83,7 +84,8 @@
 //	P13 A life is what it says: jitter only shortens, to the millisecond; memory never outlives what Redis kept; nothing depends on two
 //	    machines' clocks agreeing. Limits: Redis itself expires by its master's clock, so a failover to a slower one lengthens lives by
 //	    the difference; within 5 ms after a process was stopped and continued an entry may be answered past its end; while the cache is
-//	    cold (see Avalanche) a key's first life may be as short as a tenth of TTL.
+//	    cold (see Avalanche) a key's first life may be as short as a tenth of TTL; a copy (HotCopies) lives by its own master's clock, so
+//	    that memory may keep what it read there longer, by what the masters' clocks differ.
 //	    TestMemoryNeverOutlivesRedis, TestLivesInRedis, TestLivesAreExact, TestJitterOnlyShortensAndSpreads, TestShortLivesAreJitteredMore,
 //	    TestKeysLoadedTogetherDoNotEndTogether, TestColdSpreadIsOnceAKey, TestColdSpreadWhereRedisIsEmpty, TestExpiryIsExact
 //

@@ -89,13 +89,14 @@ func (h *hotCare[K, V]) Window(top []rebuild.HotKey[K]) {
 		return
 	}
 	var told []layers.HotRate
-	ids := make(map[string]string) // of names
-	for _, k := range top[:min(fleetTells, len(top))] {
-		if k.Rate < fleetTold {
-			break
+	ids := make(map[string]string) // of names, where these are others
+	for _, k := range top {
+		if len(told) < fleetTells && k.Rate >= fleetTold {
+			told = append(told, layers.HotRate{ID: k.ID, Rate: k.Rate})
 		}
-		told = append(told, layers.HotRate{ID: k.ID, Rate: k.Rate})
-		ids[layers.HotName(k.ID)] = k.ID
+		if name := layers.HotName(k.ID); name != k.ID {
+			ids[name] = k.ID
+		}
 	}
 	if len(told) == 0 {
 		c.hot.Fleet(nil)

@@ -73,3 +73,25 @@ func TestKeysThatTheFleetReadsOftenAreHot(t *testing.T) {
 		require.ErrorIs(t, err, tiercache.ErrClosed)
 	})
 }
+
+// While Redis cannot be asked each process judges by its own reads which keys are hot, and what the fleet reads is an error.
+// Broken by: closeWindow heating by fleet's rates alone; FleetHotKeys without TellHot's error.
+func TestHotKeysWhileRedisIsAway(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	o := options(redistest.Name(t), newSource(map[string]string{"k": "v"}))
+	o.MemoryTTL = -1 // every read leaves memory
+	p := openProcess(t, server.Client(t), o)
+	server.Kill()
+	asking(t, func() bool {
+		for range 20 {
+			got, err := p.Get(t.Context(), "k")
+			require.NoError(t, err)
+			require.Equal(t, "v", got)
+		}
+		return p.Stats().HotKeys == 1
+	}, "it is hot here")
+	_, err := p.FleetHotKeys(t.Context(), 0)
+	require.Error(t, err)
+	require.NotErrorIs(t, err, tiercache.ErrClosed)
+}

@@ -36,10 +36,10 @@ type HotKey[K comparable] struct {
 // With Shared, what all processes read counts too: see FleetHotKeys.
 //
 // With HotCopies, in a Redis Cluster, Get and GetEntry read a hot key that memory does not answer from one of so many copies in other slots, or from its
-// own, chosen at random for each process and key. Copies live for 5 s at most and are made by who misses one; whatever changes the value drops them,
-// in one more round trip, before it returns. For that every process of this Name must be of a release that knows copies; its own HotCopies does not
-// matter. A copy may answer an older value, for these 5 s, where Redis lost the note that there are copies (by eviction), or a failover took back what
-// was done; and its life is judged by its own server's clock. Stats.CopyReads and CopiesMade count them. They are for fleets so large that even one
+// own, chosen at random for each process and key. Copies live for 5 s at most and are made by who misses one; whatever invalidates the value drops
+// them, in one more round trip, before it returns; a load that replaces it tries to. For that every process of this Name must be of a release that knows copies; its own HotCopies does not
+// matter. A copy may answer an older value, for these 5 s and in a process that read it then for MemoryTTL, where Redis lost the note that there
+// are copies (by eviction), or a failover took back what was done; and its life is judged by its own server's clock. Stats.CopyReads and CopiesMade count them. They are for fleets so large that even one
 // read of each process in MemoryTTL is much, or for caches without memory.
 func (c *Cache[K, V]) HotKeys(n int) []HotKey[K] {
 	top := c.hot.Top(n)

@@ -30,3 +30,11 @@ func HearFleetForTest[K comparable, V any](c *Cache[K, V], rates map[K]float64) 
 	care.fleet.tells.Wait()
 	care.fleet.end()
 }
+
+// InTurnForTest reports whether a caller has the turn to read a hot key from Redis.
+func InTurnForTest[V any](c *Cache[string, V], key string) bool {
+	r := c.hotReads.of(key)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.done != nil
+}

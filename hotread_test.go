@@ -5,11 +5,13 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	"github.com/tiercache/tiercache"
+	"github.com/tiercache/tiercache/internal/redistest"
 	"github.com/tiercache/tiercache/layers"
 )
 
@@ -48,12 +50,12 @@ func (c *waitedContext) Done() <-chan struct{} {
 // fromMemory (whoever waited reads all the same).
 func TestHotKeyIsReadByOneCallerAtATime(t *testing.T) {
 	onRedis(t, func(t *testing.T, client func(t *testing.T) redis.UniversalClient) {
-		s, name := newSource(map[string]string{"hot": "v", "other": "v"}), t.Name()
+		s, name := newSource(map[string]string{"hot": "v", "other": "v", "third": "v"}), t.Name()
 		held := &heldCodec{Codec: layers.Raw}
 		o := options(name, s)
 		o.Codec = held
 		first := openProcess(t, client(t), o)
-		for _, key := range []string{"hot", "other"} {
+		for _, key := range []string{"hot", "other", "third"} {
 			_, err := first.Get(t.Context(), key)
 			require.NoError(t, err)
 		}
@@ -62,6 +64,11 @@ func TestHotKeyIsReadByOneCallerAtATime(t *testing.T) {
 		seen := watch(t, rdb)
 		second := openProcess(t, rdb, o)
 		tiercache.HeatForTest(second.Cache, "hot")
+		asking(t, func() bool {
+			e, err := second.GetEntry(t.Context(), "third")
+			require.NoError(t, err)
+			return e.Tier == tiercache.Memory
+		}, "it hears the others, and memory keeps what it reads")
 		read := func(key string) (reads int) {
 			held.reached, held.resume = make(chan struct{}), make(chan struct{})
 			held.hold.Store(true)
@@ -102,4 +109,34 @@ func TestHotKeyIsReadByOneCallerAtATime(t *testing.T) {
 		require.Equal(t, 1, read("hot"))
 		require.Greater(t, read("other"), 1)
 	})
+}
+
+// Whoever finds a hot key past its soft end in Redis waits StaleWait for the fresh value out of turn: the next may read meanwhile, and waits once only.
+// Broken by: revalidate in readShared.
+func TestStaleWaitOfAHotKeyIsOutOfTurn(t *testing.T) {
+	s := newSource(map[string]string{"hot": "old"})
+	o := options(redistest.Name(t), s)
+	o.TTL, o.MemoryTTL, o.RefreshAhead, o.StaleWait, o.LoadTimeout, o.LeaseTime = 2*time.Second, 10*time.Millisecond, -1, time.Hour, time.Minute, 2*time.Minute
+	rdb := redistest.Shared(t).Client(t)
+	p := openProcess(t, rdb, o)
+	_, err := p.Get(t.Context(), "hot")
+	require.NoError(t, err)
+	tiercache.HeatForTest(p.Cache, "hot")
+	loads, ended := make(chan struct{}), make(chan struct{})
+	begun := sync.OnceFunc(func() { close(loads) })
+	s.before(func(context.Context, string) error {
+		begun()
+		<-ended
+		return nil
+	})
+	asking(t, func() bool { return rdb.PTTL(t.Context(), valueKey(o.Name, "hot")).Val() < 2*time.Second }, "it is past its soft end")
+	answered := make(chan error, 1)
+	go func() {
+		_, err := p.Get(t.Context(), "hot")
+		answered <- err
+	}()
+	await(t, loads, "the rebuild that it waits for")
+	eventually(t, func() bool { return !tiercache.InTurnForTest(p.Cache, "hot") }, "it has left its turn")
+	close(ended)
+	require.NoError(t, await(t, answered, "the fresh value"))
 }

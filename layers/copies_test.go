@@ -96,11 +96,13 @@ func TestCopiesAreReadAndEnd(t *testing.T) {
 			left := c.rdb.PTTL(t.Context(), key).Val()
 			require.True(t, left > 0 && left <= most, "%s: %v", key, left)
 		}
+		c.Spread(id, 0)
+		awaitTrue(t, func() bool { return !c.k.making.Load() }, "nobody makes it any more")
+		require.NoError(t, c.rdb.Del(t.Context(), copyLeaseKey(c.k.key)).Err())
 		lease := c.leaseCopy(c.k)
 		require.True(t, lease.ok)
 		require.False(t, c.leaseCopy(c.k).ok, "one makes it")
 		require.Positive(t, c.rdb.PTTL(t.Context(), copyLeaseKey(c.k.key)).Val())
-		c.Spread(id, 0)
 		require.Equal(t, Nothing, c.reads().Kind, "the value itself is read")
 	}
 
@@ -286,7 +288,7 @@ func TestCopyThatCannotBeDroppedIsAnError(t *testing.T) {
 	rdb := cluster.Client(t)
 	id := ""
 	var c *copied
-	for i := 0; ; i++ { // a key with both copies on other masters than the value, and none on the first
+	for i := 0; ; i++ { // a key with the copy that is read here on another master than the value
 		id = fmt.Sprint("k", i)
 		c = newCopied(t, rdb, id)
 		key, err := c.valueKey(id)

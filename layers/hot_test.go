@@ -31,7 +31,8 @@ func inOneWindow(t *testing.T, rdb redis.UniversalClient, f func(s *Space)) (*Sp
 }
 
 // What processes tell of their hot keys adds up, the most first, those below the least left out; a long key stands there by its hash. Nothing of
-// it stays in Redis for longer than four seconds. Broken by: hot.lua with ZADD for ZINCRBY (the last to tell is believed), without PEXPIREAT.
+// it stays in Redis for longer than four seconds. Broken by: hot.lua with ZADD for ZINCRBY (the last to tell is believed), without PEXPIREAT;
+// NUMBER of no characters (a key without any ends the window).
 func TestHotKeysOfTheFleetAddUp(t *testing.T) {
 	for kind, rdb := range kinds(t) {
 		t.Run(kind, func(t *testing.T) {
@@ -40,13 +41,13 @@ func TestHotKeysOfTheFleetAddUp(t *testing.T) {
 			s, window := inOneWindow(t, rdb, func(s *Space) {
 				var err error
 				for i := range 3 {
-					heard, err = s.TellHot(t.Context(), []HotRate{{"a", 1000}, {"b", 10}, {long, 400}, {fmt.Sprint("of ", i), 2}}, 3, 10)
+					heard, err = s.TellHot(t.Context(), []HotRate{{"a", 1000}, {"b", 10}, {long, 400}, {"", 200}, {fmt.Sprint("of ", i), 2}}, 3, 10)
 					require.NoError(t, err)
 				}
 				asked, err = s.TellHot(t.Context(), nil, 0, 2)
 				require.NoError(t, err)
 			})
-			require.Equal(t, []HotRate{{"a", 1500}, {HotName(long), 600}, {"b", 15}}, heard, "half of three times: it is a mean over two seconds")
+			require.Equal(t, []HotRate{{"a", 1500}, {HotName(long), 600}, {"", 300}, {"b", 15}}, heard, "half of three times: it is a mean over two seconds")
 			require.Equal(t, heard[:2], asked)
 			require.Len(t, HotName(long), 66)
 			key := s.hotWindowKeys()[window%2]
@@ -73,7 +74,7 @@ func TestHotKeysOfTheFleetAreBounded(t *testing.T) {
 						require.NoError(t, rdb.Set(t.Context(), key, "no window", 0).Err())
 					} else {
 						old := []redis.Z{{Score: -7}, {Score: 1e9, Member: "old"}, {Score: 1e9, Member: "k0"}}
-						old[0].Member = ""
+						old[0].Member = strings.Repeat("w", 201)
 						require.NoError(t, rdb.ZAdd(t.Context(), key, old...).Err())
 					}
 				}

@@ -5,8 +5,8 @@
 --      then pairs of a member and by how much its score grows; none: nothing is written
 -- Returns {1, now, {member, score, ...} of the window under way, the same of the one before}, the highest first
 --
--- A window is a sorted set. Its member '' has the number of the window, negated, as its score, which is below all others: of a set that is of
--- an older window nothing is returned, and nothing is added to it.
+-- A window is a sorted set. One member is too long for a key's name: it has the number of the window, negated, as its score, which is below all
+-- others. Of a set that is of an older window nothing is returned, and nothing is added to it.
 --
 -- Atomic: two processes that begin a window at once must not drop what the other one added. A repeat adds once more: the key looks hotter than
 -- it is until the window after the next begins.
@@ -15,8 +15,10 @@ local length, most = tonumber(ARGV[1]), tonumber(ARGV[2])
 local window = math.floor(now / length)
 local current, last = KEYS[window % 2 + 1], KEYS[(window + 1) % 2 + 1]
 
+local NUMBER = string.rep('w', 201)
+
 local function isOf(key, w)
-  return tonumber(read('ZSCORE', key, '') or '') == -w
+  return tonumber(read('ZSCORE', key, NUMBER) or '') == -w
 end
 
 local function top(key, w)
@@ -27,7 +29,7 @@ end
 if #ARGV > 4 then
   if not isOf(current, window) then
     redis.call('UNLINK', current)
-    redis.call('ZADD', current, int(-window), '')
+    redis.call('ZADD', current, int(-window), NUMBER)
     redis.call('PEXPIREAT', current, int((window + 2) * length))
   end
   for i = 5, #ARGV, 2 do redis.call('ZINCRBY', current, ARGV[i + 1], ARGV[i]) end
