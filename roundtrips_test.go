@@ -120,7 +120,7 @@ func TestRoundTrips(t *testing.T) {
 					require.NotZero(t, after.wire.count("segment"), "one more trip, which is not told from the upkeep's")
 				},
 				2,
-				sent{"xadd": 1, "hgetall": 1, "invalidate": 1},
+				sent{"xadd": 1, "hmget": 1, "invalidate": 1},
 			},
 			{"failed load", a, nil, func(t *testing.T, _ string) { fails(t, a) }, 3, sent{"mget": 1, "acquire": 1, "release": 1}},
 			{

@@ -126,10 +126,10 @@ func (f *sharedFleet) buildFrom(by int, o bloom.BuildOptions, before func(after 
 
 func freely(string) error { return nil }
 
-// left begins a build and cuts it off behind row 159, once something of it was left in Redis.
-func (f *sharedFleet) left(by int) {
+// left has the first process begin a build and cuts it off behind row 159, once something of it was left in Redis.
+func (f *sharedFleet) left() {
 	f.t.Helper()
-	_, err := f.buildFrom(by, bloom.BuildOptions{}, func(after string) error {
+	_, err := f.buildFrom(0, bloom.BuildOptions{}, func(after string) error {
 		if after < "159" {
 			return nil
 		}
@@ -182,7 +182,7 @@ func TestBuildInRedisGoesOnWhereAnotherWasCutOff(t *testing.T) {
 		require.NoError(t, f.all[2].Announce(t.Context(), "early"))
 		f.rows.write("050", "row")
 		require.NoError(t, f.all[2].Announce(t.Context(), "050")) // it comes into being behind the scan's back
-		f.left(0)
+		f.left()
 		require.NoError(t, f.all[2].Announce(t.Context(), "051"))
 		f.rows.write("051", "row")
 		requireAllExpire(t, f.rdb, f.name)
@@ -245,7 +245,7 @@ func TestWhatDoesNotFitIsNotGoneOnWithInRedis(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newSharedFleet(t, rdb, 2, inRedis)
-			f.left(0)
+			f.left()
 			had := f.segments("building")
 			if c.spoil != nil {
 				c.spoil(f)
@@ -336,7 +336,7 @@ func TestChangeUnderWayIsMetByWhoTakesOver(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newSharedFleet(t, rdb, 2, inRedis)
-			f.left(0)
+			f.left()
 			layout, err := bloom.ParseSegmented([]byte(f.field("building")))
 			require.NoError(t, err)
 			keys, end, changed := f.segments("building"), int64(layout.SegmentBytes()-8), 0
@@ -366,7 +366,7 @@ func TestChangeUnderWayIsMetByWhoTakesOver(t *testing.T) {
 func TestWhoTookOverIsNotOvertakenByTheOneBefore(t *testing.T) {
 	rdb := redistest.Shared(t).Client(t)
 	f := newSharedFleet(t, rdb, 3, inRedis)
-	f.left(0)
+	f.left()
 	on, done := make(chan struct{}), make(chan error, 1)
 	f.ears[1].onAsked(func(asks []segment.Ask) {
 		f.ears[1].onAsked(nil)
