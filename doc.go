@@ -52,7 +52,9 @@
 //	    Announce and Invalidate. The filter's "absent" is never kept.
 //	    Limit: a row that is inserted without Announce, Update or Invalidate is not found until AbsentTTL, or, with a filter, its next build.
 //	    TestNotFoundIsAResult, TestSecondMissIsToldToRedis, TestInsertAfterNotFoundIsSeen, TestFilterAnswerIsNotKept, TestAnnouncedRowIsFoundEverywhere,
-//	    TestFleetNeverCallsAnInsertedRowAbsent
+//	    TestFleetNeverCallsAnInsertedRowAbsent, TestLagIsJudgedByWhatWasKnownBeforeTheQuestion,
+//	    TestNoFalseNegativeThroughTheLifeOfAFilter, TestNoFalseNegativeWhoeverGoesOnWithABuildInRedis,
+//	    TestOlderFilterThatRedisBringsBackIsNotBelieved
 //	P7  Redis down, hung, read-only, full or flushed: Get goes on answering from memory, stale, or by loads behind the gate; a Redis error
 //	    is never returned from Get. Invalidations are queued (10,000 keys, then all), the caller is told by ErrPending, and a queued key is
 //	    not read from Redis before its invalidation got there. When Redis is back, writes go there at once and reads key by key, within

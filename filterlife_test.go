@@ -54,7 +54,7 @@ func playLife(t *testing.T, form bloom.Form) filterlife.Report {
 
 // Property (P6): no process is told "not found" of a committed row: four processes insert 1,000 rows a second and ask for all of them, while
 // filters are built, one process is stopped for longer than bloom.MaxLag, the stream of announcements is trimmed and Redis is flushed.
-// Broken by: Guard.current always true; Announced without the comparison of the cursor's entry.
+// Broken by: Guard.young always true; Announced without the comparison of the cursor's entry.
 func TestNoFalseNegativeThroughTheLifeOfAFilter(t *testing.T) {
 	t.Parallel()
 	for i, p := range playLife(t, bloom.PerProcess).Processes {

@@ -18,7 +18,7 @@ type sharedFeed struct {
 	until   atomic.Int64  // up to when all commits were told; 0: not known yet
 
 	mu    sync.Mutex    // guards what follows
-	read  time.Duration // when the head was last read with success, or rather before that; 0: never
+	read  time.Duration // when the head was last read with success, or rather before that; 0: never, which is so long ago that no word counts
 	words uint64        // that it knew of
 }
 
@@ -48,7 +48,7 @@ func (f *sharedFeed) now() time.Duration { return time.Since(f.started) }
 func (f *sharedFeed) heard(asked time.Duration, words uint64, lag time.Duration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.read != 0 && words > f.words {
+	if words > f.words {
 		f.until.Store(max(f.until.Load(), int64(f.read-lag)))
 	}
 	f.read, f.words = asked, words
