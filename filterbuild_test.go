@@ -80,6 +80,7 @@ func onForms(t *testing.T, test func(t *testing.T, client func(*testing.T) redis
 	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
 		for name, form := range map[string]bloom.Form{"per process": bloom.PerProcess, "in Redis": bloom.InRedis} {
 			t.Run(name, func(t *testing.T) {
+				t.Parallel() // they wait for locks
 				if form == bloom.InRedis {
 					needSegments(t)
 				}
