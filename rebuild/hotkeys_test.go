@@ -321,10 +321,13 @@ func TestKeyThatTheFleetReadsOftenIsHot(t *testing.T) {
 			reading(h, rates)
 		}
 		require.True(t, owner.isHot("of many"), "for less than 30 s")
-		for range 5 {
+		for range 300 { // a sample that tells too much, or samples lost on a slow machine, begin the thirty seconds anew
+			if !owner.isHot("of many") {
+				return
+			}
 			reading(h, rates)
 		}
-		require.False(t, owner.isHot("of many"))
+		require.Fail(t, "it is hot for good")
 	})
 }
 
