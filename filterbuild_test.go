@@ -184,8 +184,8 @@ func TestBuilderThatLostItsLockStoresNothing(t *testing.T) {
 	})
 }
 
-// pagesOf is a scan of a source in the order of its keys, in pages of two.
-func pagesOf(s *source) func(context.Context, string) ([]string, string, error) {
+// pagesOf is a scan of a source in the order of its keys, so many to a page.
+func pagesOf(s *source, size int) func(context.Context, string) ([]string, string, error) {
 	return func(_ context.Context, after string) (keys []string, next string, err error) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -193,8 +193,8 @@ func pagesOf(s *source) func(context.Context, string) ([]string, string, error) 
 			if key <= after {
 				continue
 			}
-			if len(keys) == 2 {
-				return keys, keys[1], nil
+			if len(keys) == size {
+				return keys, keys[size-1], nil
 			}
 			keys = append(keys, key)
 		}
@@ -222,7 +222,7 @@ func TestBuildThatWasCutOffIsGoneOnWithByAnotherProcess(t *testing.T) {
 					<-cut
 					return nil, "", lost
 				}
-				return pagesOf(s)(ctx, after)
+				return pagesOf(s, 2)(ctx, after)
 			}, bloom.BuildOptions{Checkpoint: 1})
 			first <- built{report, err}
 		}()
@@ -231,7 +231,7 @@ func TestBuildThatWasCutOffIsGoneOnWithByAnotherProcess(t *testing.T) {
 		go func() {
 			report, err := p[1].BuildFilterFrom(t.Context(), func(ctx context.Context, after string) ([]string, string, error) {
 				asked = append(asked, after)
-				return pagesOf(s)(ctx, after)
+				return pagesOf(s, 2)(ctx, after)
 			}, bloom.BuildOptions{Expected: 20})
 			second <- built{report, err}
 		}()

@@ -103,23 +103,12 @@ func (f *sharedFleet) buildFrom(by int, o bloom.BuildOptions, before func(after 
 	if o.Checkpoint == 0 {
 		o.Checkpoint = 1
 	}
-	paged := func(_ context.Context, after string) (keys []string, next string, err error) {
+	paged := func(ctx context.Context, after string) (keys []string, next string, err error) {
 		time.Sleep(time.Millisecond) // a checkpoint is let be for twenty times as long as it took
 		if err := before(after); err != nil {
 			return nil, "", err
 		}
-		f.rows.mu.Lock()
-		defer f.rows.mu.Unlock()
-		for _, key := range slices.Sorted(maps.Keys(f.rows.rows)) {
-			if key <= after {
-				continue
-			}
-			if len(keys) == 10 {
-				return keys, keys[9], nil
-			}
-			keys = append(keys, key)
-		}
-		return keys, "", nil
+		return pagesOf(f.rows, 10)(ctx, after)
 	}
 	return f.all[by].BuildFrom(context.WithoutCancel(f.t.Context()), paged, o)
 }
