@@ -81,9 +81,10 @@ func peakToMean(loads []int) float64 {
 // the wave comes again and again.
 // Broken by: the call of cold.spreads in Cache.lives, or cold.begin in Cache.open.
 func TestKeysLoadedTogetherDoNotEndTogether(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		const keys, fill, ttl, until = 4000, 12 * time.Second, 2 * time.Minute, 24 * time.Minute
-		_, plain := waves(t, tiercache.Options[int, int]{TTL: ttl, MaxStale: -1, Jitter: -1}, keys, fill, until)
+		const keys, fill, ttl, until = 4000, 12 * time.Second, 2 * time.Minute, 14 * time.Minute
+		_, plain := waves(t, tiercache.Options[int, int]{TTL: ttl, MaxStale: -1, Jitter: -1}, keys/10, fill, until)
 		require.Greater(t, peakToMean(plain), 8.0, "the wave is there")
 		_, loads := waves(t, tiercache.Options[int, int]{TTL: ttl, MaxStale: -1}, keys, fill, until)
 		// Of the 42 loads that are expected in a tenth of a fill 63 are three sigma more.
@@ -102,6 +103,7 @@ func TestKeysLoadedTogetherDoNotEndTogether(t *testing.T) {
 // no stale copy to tell the two apart.
 // Broken by: in cold.spreads, `now.Sub(last.since) < ttl` for the comparison with the key's own share.
 func TestColdSpreadIsOnceAKey(t *testing.T) {
+	t.Parallel()
 	for _, stale := range []time.Duration{0, -1} {
 		t.Run(fmt.Sprint("MaxStale ", stale), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -129,6 +131,7 @@ func TestColdSpreadIsOnceAKey(t *testing.T) {
 // loaded from then on.
 // Broken by: the call of rate.high in cold.loading.
 func TestManyLoadsAtOnceAreSpread(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const ttl = 10 * time.Minute
 		s := newSource(nil)
@@ -180,6 +183,7 @@ func settle(t *testing.T, rdb redis.UniversalClient, name string) {
 // the other does not. One in use for long is not; after it was flushed it is, but for keys of which a stale copy stands. Cleared, it is too.
 // Broken by: Begun in Cache.events; cold.begin in Cache.lost; `stood` in cold.spreads.
 func TestColdSpreadWhereRedisIsEmpty(t *testing.T) {
+	t.Parallel()
 	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
 		const ttl, keys = time.Hour, 40
 		s := newSource(nil)

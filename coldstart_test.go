@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tiercache/tiercache"
+	"github.com/tiercache/tiercache/internal/redistest"
 	"github.com/tiercache/tiercache/rebuild"
 )
 
@@ -23,6 +24,7 @@ import (
 // ten times as many.
 // Broken by: in burden.look, the rate's line of moving; the number of keys in countLoad of loadedMany.
 func TestColdStartFactorSaysWhatAnEmptyCacheWouldAsk(t *testing.T) {
+	t.Parallel()
 	for _, many := range []int{1, 10} {
 		t.Run(fmt.Sprint(many, " keys a load"), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -72,12 +74,19 @@ func TestColdStartFactorSaysWhatAnEmptyCacheWouldAsk(t *testing.T) {
 // The whole cache is lost at five times the traffic that the source can carry without it: the source never runs more loads at once than the gate
 // has slots, and within a minute, in virtual time, 99 of 100 requests are answered again, and go on to be for two TTLs more.
 func TestFlushedCacheRecoversUnderFiveTimesWhatTheSourceCarries(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
+		part := 1
+		if redistest.Race { // which makes it ten times as slow
+			part = 4
+		}
+		var (
+			slots = 16 / part
+			rate  = 10_000 / part // requests a second
+			keys  = 20_000 / part
+		)
 		const (
-			slots    = 16
-			takes    = 8 * time.Millisecond // the source: 2,000 keys a second
-			rate     = 10_000               // requests a second
-			keys     = 20_000
+			takes    = 8 * time.Millisecond // the source: 2,000 keys a second, with 16 slots
 			deadline = 500 * time.Millisecond
 			ttl      = time.Minute
 		)

@@ -269,7 +269,13 @@ func TestNothingThatBefallsRedisIsFelt(t *testing.T) {
 				for range 60 {
 					o.step(t, random)
 				}
-				require.Positive(t, o.faults[0].Count(c.rules[0].Kind), "something befell the writer")
+				asking(t, func() bool { // a breaker that opened with the first call may have kept all of them from the server
+					befell := o.faults[0].Count(c.rules[0].Kind) > 0
+					if !befell {
+						o.step(t, random)
+					}
+					return befell
+				}, "something befalls the writer")
 				requireAllExpire(t, o.admin, o.name)
 				o.end(t)
 				requireAllExpire(t, o.admin, o.name)

@@ -160,6 +160,7 @@ func TestBuilderThatFailsIsFollowedByAnother(t *testing.T) {
 // Race: 1. A builds. 2. Redis loses A's lock. 3. B builds and stores. 4. A notices that the lock is lost: its build ends
 // and nothing of it stands, while B's is believed. Broken by: buildShared without the lock's context.
 func TestBuilderThatLostItsLockStoresNothing(t *testing.T) {
+	t.Parallel()
 	onForms(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient, o tiercache.Options[string, string], _ *source) {
 		p := openPeers(t, 2, client, o)
 		h := newHeldScan()

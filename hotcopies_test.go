@@ -105,6 +105,7 @@ func TestCopyReadBetweenEventAndDropIsForgotten(t *testing.T) {
 // database has, whatever happens to the masters meanwhile (but a failover may bring back what was invalidated just before it).
 // Broken by: dropCopies in invalidate.
 func TestStormWithCopies(t *testing.T) {
+	t.Parallel()
 	for _, x := range []struct {
 		name   string
 		forget bool

@@ -90,6 +90,7 @@ func TestFailedRebuildAheadLeavesTheValueAlone(t *testing.T) {
 // more, though thirty other keys are read between two of its reads and memory has room for twelve. Broken
 // by: Pin left out of Heat and of Beat (then nothing is pinned; the policy alone keeps the key here too).
 func TestHotKeyStaysInMemoryThatIsFull(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newSource(nil)
 		row := strings.Repeat("v", 10<<10)
@@ -167,6 +168,7 @@ func TestKeyThatMemoryAnswersFromTheStartIsHot(t *testing.T) {
 // Redis; what is loaded ahead while the key is invalidated is kept nowhere (P2). Broken by: judge without pastAhead (nobody rebuilds it), and
 // without naming what is replaced (each finds it again: nobody either); claim without its lease being revoked is TestStorm's.
 func TestOneProcessRebuildsAHotKeyAhead(t *testing.T) {
+	t.Parallel()
 	onRedis(t, func(t *testing.T, client func(t *testing.T) redis.UniversalClient) {
 		s := newSource(map[string]string{"k": "old"})
 		o := options(t.Name(), s)

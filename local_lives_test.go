@@ -36,6 +36,7 @@ func wantLife(t *testing.T, c *tiercache.Cache[string, string], s *source, key s
 }
 
 func TestLivesAreExact(t *testing.T) {
+	t.Parallel()
 	// P13: without jitter an entry is fresh for exactly its life: TTL, what TTLFor says of it (never longer than TTL, never shorter than a
 	// millisecond), MemoryTTL where that is shorter; "not found" for AbsentTTL.
 	type opts = tiercache.Options[string, string]
@@ -194,6 +195,7 @@ func TestJitterOnlyShortensAndSpreads(t *testing.T) {
 }
 
 func TestShortLivesAreJitteredMore(t *testing.T) {
+	t.Parallel()
 	// P13: where Jitter is not given a life loses a tenth at most, one below two minutes a fifth; in either tier, and "not found" too. A fraction
 	// that is given holds for all.
 	// Broken by: the case of shortLife in Options.jitter.

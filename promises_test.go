@@ -191,6 +191,7 @@ func TestDeadHolderIsReplacedWithinTheLease(t *testing.T) {
 // P1: a load that takes longer than the lease keeps it, since it is renewed: nobody else loads.
 // Broken by: loadLeased without rebuild.Keep.
 func TestRenewedLeaseOutlivesLongLoads(t *testing.T) {
+	t.Parallel()
 	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
 		s, name := newSource(map[string]string{"k": "row"}), redistest.Name(t)
 		o := lasting(name, s)

@@ -200,6 +200,7 @@ func openHasty(t *testing.T, rdb redis.UniversalClient, o tiercache.Options[stri
 // 1 A's acquire is granted, but the answer does not come in time; 2 A loads without Redis. Nobody fills under that lease: it must not stand
 // in the way of A and of the others until it runs out. The same where Close ends the wait for the answer, and where a fill is not answered.
 func TestLeaseOfWhichNoAnswerToldIsGivenBack(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		name string
 		read func(a *peer, ctx context.Context) error

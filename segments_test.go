@@ -120,6 +120,7 @@ func unbelieved(t *testing.T, p *peer, s *source, why string) {
 // row absent: no filter built, one segment deleted, damaged or of another type, the head deleted, everything flushed, also when later announcements
 // come to what was lost. The other segments go on, and how many are lost can be seen. SCRIPT FLUSH does no harm.
 func TestFilterInRedisSaysNothingOfWhatRedisLost(t *testing.T) {
+	t.Parallel()
 	needSegments(t)
 	server := redistest.Start(t)
 	s, name := newSource(nil), redistest.Name(t)
@@ -200,6 +201,7 @@ func TestFilterInRedisSaysNothingOfWhatRedisLost(t *testing.T) {
 // Race: 1. A reader knows the filter. 2. Redis loses the head, or the fleet moves to another filter, and the reader has not heard. 3. A row is announced:
 // its bits go into nothing that the reader asks. 4. The insert commits. 5. The reader asks. It must not say "absent" by the filter it knows.
 func TestReaderOfAFilterThatIsNotServedSaysNothing(t *testing.T) {
+	t.Parallel()
 	needSegments(t)
 	onDoors(t, func(t *testing.T, client func(*testing.T, *door) redis.UniversalClient) {
 		s, name := newSource(map[string]string{"k": "row"}), redistest.Name(t)

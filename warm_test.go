@@ -88,6 +88,7 @@ func TestWarmLoadsWhatIsNotFresh(t *testing.T) {
 // a whole one.
 // Broken by: the class in warming.missing, for which Cache.lives looks; the class in Cache.asking.
 func TestWarmSpreadsWhatItLoads(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const ttl, keys = 10 * time.Minute, 2000
 		c := openAlone(t, rowsFor(2*keys), func(o *tiercache.Options[string, string]) { o.TTL, o.Jitter, o.MaxStale = ttl, 0.1, -1 })

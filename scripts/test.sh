@@ -30,11 +30,12 @@ TIERCACHE_SKIP_LOG=$PWD/bin/skips.log
 export TIERCACHE_SKIP_LOG
 rm -f "$TIERCACHE_SKIP_LOG" bin/test.status
 
-# -count=1: what a real server does is not in the cache of test results.
+# -count=1: what a real server does is not in the cache of test results. -parallel 4: on two processors too, for most of the tests that run beside
+# others wait for a server that they stopped.
 {
 	status=0
 	# shellcheck disable=SC2086 # race is one word or none
-	go test $race -count=1 -timeout 20m ./... || status=$?
+	go test $race -count=1 -parallel 4 -timeout 20m ./... || status=$?
 	if [ -n "$race" ]; then
 		# The race detector allocates, so what counts allocations skips itself under it and has its turn here.
 		echo "test: what counts allocations, without the race detector"

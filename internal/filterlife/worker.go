@@ -36,7 +36,7 @@ type Spec struct {
 // order is what a process is told to do. Each is answered by one Answer.
 type order struct {
 	Do     string // begin, hold, heard, go, build, release, built, look, end, course
-	Heard  uint64 // heard: waits until so many announcements were heard, this process's own among them
+	Heard  uint64 // heard: waits until so many announcements were heard, this process's own among them, or a gap in them was
 	PerSec int    // build: rows a second; 0: no limit
 	Held   bool   // build: the scan does not end before release
 }
@@ -67,6 +67,7 @@ type process struct {
 	since   time.Time     // of begin, or the last go; zero while it is held
 	free    time.Duration // before since
 	heard   atomic.Uint64
+	gaps    uint64 // in what is heard, before begin
 	loops   sync.WaitGroup
 	build   chan Answer
 	release chan struct{} // has a held scan end
@@ -151,7 +152,7 @@ func (p *process) do(ctx context.Context, o order) (Answer, error) {
 		for _, loop := range []func(context.Context){p.ask, p.askAbsent, p.watch} {
 			p.loops.Go(func() { loop(ctx) })
 		}
-		p.since = time.Now()
+		p.since, p.gaps = time.Now(), p.cache.Stats().BusGaps
 	case "hold":
 		p.holding.Lock()
 		p.free, p.since = p.free+time.Since(p.since), time.Time{}
@@ -159,7 +160,11 @@ func (p *process) do(ctx context.Context, o order) (Answer, error) {
 		p.since = time.Now()
 		p.holding.Unlock()
 	case "heard":
-		for p.heard.Load() < o.Heard && ctx.Err() == nil {
+		// Who was stopped for long, or stood still for want of a processor, has lost its subscription and what was sent meanwhile.
+		for end := time.Now().Add(patience); p.heard.Load() < o.Heard && p.cache.Stats().BusGaps == p.gaps && ctx.Err() == nil; {
+			if time.Now().After(end) {
+				return Answer{}, fmt.Errorf("filterlife: %d announcements of %d were heard", p.heard.Load(), o.Heard)
+			}
 			time.Sleep(time.Millisecond)
 		}
 	case "build":
