@@ -3,11 +3,8 @@ package bloom
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,11 +19,6 @@ const (
 	openLife = time.Hour
 	// oldLife is how long the segments of a filter that is not asked any more are kept, for whoever does not know that yet.
 	oldLife = time.Minute
-	// keepTurns is how many calls of Keep go by until every segment was looked at and renewed. Chosen: ten minutes at one a second.
-	keepTurns = 600
-	// looked is how many bytes of a segment's bits Keep counts, which takes Redis some microseconds: enough for a fill that is right to some
-	// thousandths. Chosen; not tuned.
-	looked = 16 << 10
 	// announceWithin is how long an announcement may take. The builder reads announcements from a Reach before its beginning: one that
 	// is not done by then would reach neither that filter nor the next. Chosen: far less than Reach.
 	announceWithin = 10 * time.Second
@@ -96,20 +88,6 @@ type served struct {
 	old  atomic.Int64    // when another should be built, Unix ns by the wall clock; 0: not known yet
 	lost []atomic.Bool   // by segment: unknown when it was last looked at
 	fill []atomic.Uint32 // by segment: of its bits that were looked at, the set ones in 2^-32; 0: none was looked at
-}
-
-// SharedStats are the gauges of a SharedGuard.
-type SharedStats struct {
-	Capacity uint64 // rows that it was made for; those asked for where none is built
-	Rows     uint64 // rows of the scan that it was built from
-	Segments uint64 // its segments; 0: none is built
-	Unknown  uint64 // of these, the ones that said nothing when they were last asked: their keys pass, and a build is due
-	Bytes    uint64 // in Redis
-
-	// What follows is estimated from the bits of one segment more each second, and 0 while those are too few.
-	Fill          float64 // fraction of its bits that are set, [0,1]; about 0.5 at Capacity
-	Added         uint64  // different keys in it
-	EstimatedRate float64 // fraction of absent keys that pass, [0,1]
 }
 
 // NewSharedGuard returns a guard that knows no filter yet: everything passes until Keep found one, or Build made it. The error names all
@@ -276,42 +254,6 @@ func (g *SharedGuard) Keep(ctx context.Context) error {
 	return errors.Join(failed, g.look(ctx))
 }
 
-// look looks at the next segments.
-func (g *SharedGuard) look(ctx context.Context) error {
-	b := g.serving.Load()
-	if b == nil {
-		return nil
-	}
-	g.mu.Lock()
-	first := g.next % b.Segments()
-	some := (b.Segments() + keepTurns - 1) / keepTurns
-	g.next = (first + some) % b.Segments()
-	g.mu.Unlock()
-	edits := make([]segment.Edit, some)
-	for i := range edits {
-		n := (first + i) % b.Segments()
-		edits[i] = segment.Edit{Ref: b.ref(n), If: b.sealed(n), Life: segmentLife}
-	}
-	whole, err := g.store.EditSegments(ctx, edits...)
-	if err != nil {
-		return err
-	}
-	for i, e := range edits {
-		b.lost[e.Number].Store(!whole[i])
-	}
-	if !whole[0] {
-		return nil
-	}
-	end := b.SegmentBytes() - segmentTail - 1
-	set, err := g.store.CountSegment(ctx, b.ref(first), segmentHead, min(end, segmentHead+looked-1))
-	if err != nil {
-		return err
-	}
-	fill := float64(set) / float64(8*min(looked, end+1-segmentHead))
-	b.fill[first].Store(uint32(max(1, min(fill, 1)*math.MaxUint32)))
-	return nil
-}
-
 // expire has the segments of a layout expire after life; at once if that is 0.
 func (g *SharedGuard) expire(ctx context.Context, raw []byte, life time.Duration) error {
 	if len(raw) == 0 {
@@ -392,94 +334,5 @@ func (g *SharedGuard) State() State {
 	return Unbuilt
 }
 
-// Stats returns the gauges of this moment.
-func (g *SharedGuard) Stats() SharedStats {
-	b := g.serving.Load()
-	if b == nil {
-		return SharedStats{Capacity: g.options.Capacity}
-	}
-	s := SharedStats{Capacity: b.Options().Capacity, Rows: b.rows.Load(), Segments: b.segments}
-	seen := 0
-	for i := range b.lost {
-		if b.lost[i].Load() {
-			s.Unknown++
-		}
-		if fill := b.fill[i].Load(); fill > 0 {
-			s.Fill += float64(fill) / math.MaxUint32
-			seen++
-		}
-	}
-	s.Bytes = s.Segments * uint64(b.SegmentBytes())                                                      //nolint:gosec // positive
-	if s.Fill /= float64(max(seen, 1)); seen < len(b.fill) && seen*min(looked, int(b.bits/8)) < looked { //nolint:gosec // at most maxSegmentBytes
-		s.Fill = 0 // of too few
-	}
-	s.EstimatedRate = math.Pow(s.Fill, float64(b.hashes))
-	s.Added = estimatedKeys(1-s.Fill, float64(b.size()), float64(b.hashes))
-	return s
-}
-
-// Due returns why a new filter should be built, the weightiest reason first, or "", as Guard.Due does.
-func (g *SharedGuard) Due() string {
-	b := g.serving.Load()
-	if b == nil {
-		if g.State() == Doubted {
-			return DueDoubted
-		}
-		return ""
-	}
-	s, old := g.Stats(), b.old.Load()
-	switch {
-	case s.Unknown > 0:
-		return DueLost
-	case s.Added > s.Capacity:
-		return DueOverfull
-	case s.EstimatedRate > 2*g.options.FalsePositiveRate:
-		return DueRate
-	case b.size() < sized(g.options, seed{}).size():
-		return DueSmall
-	case old != 0 && time.Now().UnixNano() > old:
-		return DueOld
-	}
-	return ""
-}
-
 // Close ends the questions under way and waits for them; from then on everything passes. It touches nothing in Redis.
 func (g *SharedGuard) Close() { g.asking.close() }
-
-// ref names a segment of s.
-func (s *Segmented) ref(n int) segment.Ref { return segment.Ref{Filter: s.ID(), Number: n} }
-
-// questions are what to ask about keys.
-func (s *Segmented) questions(keys []string) ([]Question, []segment.Ask) {
-	questions, asks := make([]Question, len(keys)), make([]segment.Ask, len(keys))
-	for i, key := range keys {
-		q := s.Question(key)
-		questions[i], asks[i] = q, segment.Ask{Ref: s.ref(q.Segment), Fields: q.Fields()}
-	}
-	return questions, asks
-}
-
-// additions are the edits that add keys, one a segment: only where a segment of ours stands, since one that was lost must not be made anew.
-func (s *Segmented) additions(keys []string) []segment.Edit {
-	bits := make(map[int][]uint64)
-	for _, key := range keys {
-		q := s.Question(key)
-		bits[q.Segment] = append(bits[q.Segment], q.Bits...)
-	}
-	magic := binary.BigEndian.AppendUint64(nil, segmentMagic)
-	edits := make([]segment.Edit, 0, len(bits))
-	for n, some := range bits {
-		edits = append(edits, segment.Edit{Ref: s.ref(n), If: []segment.At{{Offset: 0, Bytes: magic}}, Bits: some})
-	}
-	slices.SortFunc(edits, func(a, b segment.Edit) int { return a.Number - b.Number })
-	return edits
-}
-
-// size is how many bits there are in all segments.
-func (s *Segmented) size() uint64 { return s.segments * s.bits }
-
-// sealed is what stands in a complete segment.
-func (s *Segmented) sealed(n int) []segment.At {
-	head, tail := s.Seal(n)
-	return []segment.At{{Offset: 0, Bytes: head}, {Offset: s.SegmentBytes() - len(tail), Bytes: tail}}
-}
