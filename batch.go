@@ -17,9 +17,10 @@ type part[K comparable, V any] struct {
 	want[K, V]
 	claim *claim[K, V] // nil: it is loaded without Redis
 	alone alone
+	entry layers.Entry[V] // what was loaded
 }
 
-// rebuildMany rebuilds keys with one pipeline of acquires, one load call and one pipeline of fills. What was granted is loaded while what
+// rebuildMany rebuilds keys with one pipeline of acquires, one load call and one pipeline of fills, or of releases where nothing is stored. What was granted is loaded while what
 // was held is waited for: batches {1,2} and {2,1} of two processes then never wait for each other in a circle. A call that it leaves
 // unfinished, by a panic or Close, is finished by the flight with that error.
 //
@@ -173,43 +174,48 @@ func (c *Cache[K, V]) loadMany(ctx context.Context, parts []part[K, V]) {
 	c.backMany(parts, rows, took)
 	born := time.Now()
 	var fills []layers.Fill
-	var filling []part[K, V]
-	var entries []layers.Entry[V]
+	var filling, nothing []part[K, V]
 	for _, p := range parts {
 		v, ok := rows[p.key]
-		entry := layers.Entry[V]{Value: v, Absent: !ok, Born: born, Cost: took}
+		p.entry = layers.Entry[V]{Value: v, Absent: !ok, Born: born, Cost: took}
 		if ok {
 			c.foundInSource(p.id, p.why)
 		}
 		if p.claim == nil {
-			p.call.Run(func() (answer[V], error) { return c.afterAlone(p.key, p.id, p.alone, entry, nil) })
+			p.call.Run(func() (answer[V], error) { return c.afterAlone(p.key, p.id, p.alone, p.entry, nil) })
 			continue
 		}
-		if fill, ok := c.encodedPart(ctx, p, entry); ok {
-			fills, filling, entries = append(fills, fill), append(filling, p), append(entries, entry)
+		switch fill, stored, err := c.encodedPart(p); {
+		case err != nil:
+			p.call.Finish(answer[V]{}, err)
+		case stored:
+			fills, filling = append(fills, fill), append(filling, p)
+		default:
+			nothing = append(nothing, p)
 		}
 	}
 	for i, filled := range c.fillMany(ctx, fills) {
 		p := filling[i]
 		p.call.Run(func() (answer[V], error) {
-			c.filled(p.claim, &entries[i], fills[i], filled)
-			return answer[V]{Entry: entries[i], tier: Source}, nil
+			c.filled(p.claim, &p.entry, fills[i], filled)
+			return answer[V]{Entry: p.entry, tier: Source}, nil
 		})
+	}
+	c.unstored(ctx, claimsOf(nothing)...)
+	for _, p := range nothing {
+		p.call.Finish(answer[V]{Entry: p.entry, tier: Source}, nil)
 	}
 }
 
-// encodedPart is encoded for one key of a batch, which is finished where there is nothing to store. A panic of a function in Options is
-// this key's error and no other's.
-func (c *Cache[K, V]) encodedPart(ctx context.Context, p part[K, V], e layers.Entry[V]) (fill layers.Fill, ok bool) {
+// encodedPart is encoded for one key of a batch. A panic of a function in Options is this key's error and no other's.
+func (c *Cache[K, V]) encodedPart(p part[K, V]) (fill layers.Fill, stored bool, err error) {
 	defer func() {
 		if v := recover(); v != nil {
-			p.call.Finish(answer[V]{}, &PanicError{Value: v, Stack: debug.Stack()})
+			err = &PanicError{Value: v, Stack: debug.Stack()}
 		}
 	}()
-	if fill, ok = c.encoded(ctx, p.claim, e); !ok {
-		p.call.Finish(answer[V]{Entry: e, tier: Source}, nil)
-	}
-	return fill, ok
+	fill, stored = c.encoded(p.claim, p.entry)
+	return fill, stored, nil
 }
 
 // failMany gives the leases of a failed load back and answers every key stale, or with the error.

@@ -343,8 +343,10 @@ func (c *Cache[K, V]) load(ctx context.Context, key K, id string, why cause) (la
 // for as long as Redis said, and only if the mark stands (a delete between the two is heard as an event). What Redis refused is answered
 // to those who wait and kept nowhere: an invalidation came in between (R1, R6, R7).
 func (c *Cache[K, V]) fill(ctx context.Context, claim *claim[K, V], entry layers.Entry[V]) answer[V] {
-	if fill, ok := c.encoded(ctx, claim, entry); ok {
+	if fill, ok := c.encoded(claim, entry); ok {
 		c.filled(claim, &entry, fill, c.fillMany(ctx, []layers.Fill{fill})[0])
+	} else {
+		c.unstored(ctx, claim)
 	}
 	return answer[V]{Entry: entry, tier: Source}
 }

@@ -31,6 +31,7 @@ type claim[K comparable, V any] struct {
 
 	lease    layers.Lease // Granted
 	held     bool         // lease is to be given back, by a fill, an invalidation or release
+	drops    bool         // the load stores nothing, and something may stand in Redis that it was to replace
 	unknown  bool         // the last acquire, or the fill, was not answered: lease, whatever its stamp, may be held all the same
 	found    answer[V]    // Found
 	stale    answer[V]    // a copy past its soft end, for when there is nothing better
@@ -200,27 +201,37 @@ func (c *Cache[K, V]) leave(ctx context.Context, claims ...*claim[K, V]) {
 	c.abandon(ctx, claims...)
 }
 
-// encoded makes the fill of a loaded entry, which gives the lease back. False: there is nothing to store in Redis and the lease was given
-// back; a value that cannot be encoded, or is too large, is kept in memory only.
-func (c *Cache[K, V]) encoded(ctx context.Context, claim *claim[K, V], e layers.Entry[V]) (layers.Fill, bool) {
+// unstored ends claims of whose loads Redis stores nothing: what they did not replace must not stay, and the leases are given back. All in
+// one pipeline each.
+func (c *Cache[K, V]) unstored(ctx context.Context, claims ...*claim[K, V]) {
+	var ids []string
+	for _, l := range claims {
+		if l.drops {
+			l.held = false
+			ids = append(ids, l.id)
+		}
+	}
+	if len(ids) > 0 {
+		_ = c.invalidateShared(ctx, layers.Once, layers.NewToken(), ids)
+	}
+	c.release(ctx, false, claims...)
+}
+
+// encoded makes the fill of a loaded entry, which gives the lease back. False: there is nothing to store in Redis, and unstored has to end
+// the claim; a value that cannot be encoded, or is too large, is kept in memory only.
+func (c *Cache[K, V]) encoded(claim *claim[K, V], e layers.Entry[V]) (layers.Fill, bool) {
 	lives := c.lives(claim.key, claim.id, e, claim.why, claim.hasStale)
 	if e.Absent && claim.why.marked { // the row is announced: it may be there any moment
 		lives = layers.Lives{}
 	}
 	if lives.Hard <= 0 {
 		c.local.Kill(claim.key, claim.mark, claim.why.begun)
-		if claim.why.refresh || claim.why.ahead || claim.hasStale { // what the load did not replace must not stay
-			claim.held = false
-			_ = c.invalidateShared(ctx, layers.Once, layers.NewToken(), []string{claim.id})
-		} else {
-			c.release(ctx, false, claim)
-		}
+		claim.drops = claim.why.refresh || claim.why.ahead || claim.hasStale
 		return layers.Fill{}, false
 	}
 	fill, err := c.shared.Encode(claim.lease, e, lives)
 	if err != nil {
 		c.count.encodeErrors.Add(1)
-		c.release(ctx, false, claim)
 		alive(&e, lives)
 		e.Cap(claim.lease.Cut)
 		c.keep(claim.key, e, claim.mark, claim.why)

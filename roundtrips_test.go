@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
@@ -34,9 +35,12 @@ func TestRoundTrips(t *testing.T) {
 			return rows, nil
 		}
 		a, b := openPeer(t, client(t), o), openPeer(t, client(t), o)
+		o.Name, o.TTLFor = name+"-nothing", func(string, string) time.Duration { return -1 }
+		nothing := openPeer(t, client(t), o)
+		o.TTLFor = nil
 		o.Name, o.Filter = name+"-filter", bloom.Options{Capacity: 1000, FalsePositiveRate: 1e-9}
 		f := openPeer(t, client(t), o)
-		warm(t, a, b, f)
+		warm(t, a, b, f, nothing)
 		buildFilter(t, s, []*peer{f})
 		o.Name, o.Filter, o.FilterAudit, o.FilterFirst = name+"-segments", inRedis, -1, true
 		first := openPeer(t, client(t), o)
@@ -226,6 +230,7 @@ func TestRoundTrips(t *testing.T) {
 			calls int64
 		}{
 			{"64 misses", func(t *testing.T) { many(t, b, 64) }, 3 * masters, sent{"acquire": 64, "fill": 64}, 1},
+			{"64 misses of which nothing is stored", func(t *testing.T) { many(t, nothing, 64) }, 3 * masters, sent{"acquire": 64, "release": 64}, 1},
 			{"64 redis hits", func(t *testing.T) { many(t, a, 64) }, masters, sent{}, 0},
 			{"64 memory hits", func(t *testing.T) { many(t, a, 64) }, 0, sent{}, 0},
 			{"invalidate 64", func(t *testing.T) { require.NoError(t, a.Invalidate(t.Context(), keys...)) }, masters, sent{"invalidate": 64}, 0},
@@ -235,9 +240,10 @@ func TestRoundTrips(t *testing.T) {
 				before := calls.Load()
 				a.wire.reset()
 				b.wire.reset()
+				nothing.wire.reset()
 				path.do(t)
 				trips, sum := 0, sent{}
-				for _, p := range []*peer{a, b} {
+				for _, p := range []*peer{a, b, nothing} {
 					commands, n := p.wire.sent()
 					trips += n
 					for name, n := range commands {
