@@ -1,6 +1,7 @@
 package rebuild
 
 import (
+	"hash/maphash"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -92,4 +93,42 @@ func TestTopKeysFade(t *testing.T) {
 	require.NotContains(t, top.place, mixed(7))
 	top.offer(topKey[int]{hash: mixed(1000), count: 90, key: 1000})
 	require.Equal(t, uint32(125), top.heap[top.place[mixed(1000)]].count, "a smaller estimate says nothing new")
+}
+
+// When a stream takes too many samples it takes half of the reads from then on, and the rate that it says of a key is what it was: samples taken
+// before count for half, whether they were seen before or are seen only then.
+// Broken by: add without t.fade(), or without its look at the sample's own mask, or without halving taken.
+func TestStreamSaysTheSameRateWhenItTakesFewerSamples(t *testing.T) {
+	var stream hotStream[string]
+	stream.init(0, 1000, 1024, 16)
+	seed := maphash.MakeSeed()
+	hash := maphash.String(seed, "k")
+	add := func(n int, mask uint32) {
+		for range n {
+			stream.add(seed, &hotSample[string]{id: "k", key: "k", mask: mask})
+		}
+	}
+	rate := func() float64 {
+		for _, k := range stream.top.heap {
+			if k.hash == hash {
+				return stream.rate(k.count)
+			}
+		}
+		return 0
+	}
+	add(999, 0)
+	require.Zero(t, stream.mask.Load())
+	before := rate()
+	require.NotZero(t, before)
+	add(1, 0)
+	require.EqualValues(t, 1, stream.mask.Load())
+	require.InEpsilon(t, before, rate(), 0.01)
+	add(400, 1)
+	require.EqualValues(t, 1, stream.mask.Load(), "it has room for half as many again")
+	require.InEpsilon(t, before*1.8, rate(), 0.01, "each of these stands for two reads")
+	stream.endWindow()
+	stream.mask.Store(3)
+	before = rate()
+	add(1000, 0)
+	require.InDelta(t, before+stream.rate(250), rate(), stream.rate(80), "of these reads a quarter would have been sampled: 250, six sigma are 80")
 }
