@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -193,7 +194,7 @@ func flood(ctx context.Context, e *env, lasts time.Duration, flooded bool, filte
 	if err != nil {
 		return nil, err
 	}
-	out.steps = steps
+	out.steps = slices.DeleteFunc(steps, func(s sample) bool { return s.at-s.lasted >= lasts }) // of the last answers alone
 	out.mean = time.Duration(busy.Load()).Seconds() / time.Since(began).Seconds()
 	out.most = most.Load()
 	now, err := absentInRedis(ctx, rdb)
