@@ -27,12 +27,9 @@ func (g *Guard) fedUntil(until time.Duration) {
 	}
 }
 
-// heardFeed takes what the store has of change feeds after the announcements that were confirmed at that moment, 0 if never: all that was told was
-// told later than that, whatever the clocks of the feed's process and of the store are. What is read for the first time has no age.
+// heardFeed takes what the store has of change feeds after the announcements that were confirmed at that moment: all that was told was told
+// later than that, whatever the clocks of the feed's process and of the store are.
 func (g *Guard) heardFeed(confirmed time.Duration, lags []time.Duration) {
-	if confirmed == 0 {
-		return
-	}
 	for _, lag := range lags {
 		g.fedUntil(confirmed - lag)
 	}
