@@ -170,6 +170,9 @@ func TestRowAnnouncedBetweenCheckpointAndResumeIsNotAbsent(t *testing.T) {
 // later stands, its own was doubted, it is for another size, for a shorter ReplicaLag, damaged, or of a place that the scan does not know. What is
 // built then is right. Broken by: each of the looks of resume, wants, parseCheckpoint and LoadCheckpoint; build without its second read.
 func TestCheckpointThatDoesNotFitIsNotGoneOnWith(t *testing.T) {
+	usual := newTestGuard(t).options
+	asLarge := Options{Capacity: usual.Capacity / 2, FalsePositiveRate: usual.FalsePositiveRate * usual.FalsePositiveRate}
+	require.Equal(t, usual.size(), asLarge.size())
 	for name, c := range map[string]struct {
 		spoil func(t *testing.T, st *memoryStore, g *Guard, source *table)
 		size  Options
@@ -189,12 +192,13 @@ func TestCheckpointThatDoesNotFitIsNotGoneOnWith(t *testing.T) {
 			_, err := st.SaveFilter(t.Context(), st.left.generation, "", nil)
 			require.NoError(t, err)
 		}},
-		"doubted here": {spoil: func(_ *testing.T, st *memoryStore, g *Guard, _ *table) { g.refused = st.left.generation }},
-		"larger":       {size: Options{Capacity: 20_000, FalsePositiveRate: 1e-6}},
-		"longer lag":   {o: BuildOptions{ReplicaLag: 2 * Reach}},
-		"damaged bits": {spoil: func(_ *testing.T, st *memoryStore, _ *Guard, _ *table) { st.left.data[snapshotHeader+5] ^= 1 }},
-		"damaged rows": {spoil: func(_ *testing.T, st *memoryStore, _ *Guard, _ *table) { st.left.data[len(st.left.data)-25] ^= 1 }},
-		"cut short":    {spoil: func(_ *testing.T, st *memoryStore, _ *Guard, _ *table) { st.left.data = st.left.data[:20] }},
+		"doubted here":             {spoil: func(_ *testing.T, st *memoryStore, g *Guard, _ *table) { g.refused = st.left.generation }},
+		"as large, for fewer rows": {size: asLarge},
+		"larger":                   {size: Options{Capacity: 20_000, FalsePositiveRate: 1e-6}},
+		"longer lag":               {o: BuildOptions{ReplicaLag: 2 * Reach}},
+		"damaged bits":             {spoil: func(_ *testing.T, st *memoryStore, _ *Guard, _ *table) { st.left.data[snapshotHeader+5] ^= 1 }},
+		"damaged rows":             {spoil: func(_ *testing.T, st *memoryStore, _ *Guard, _ *table) { st.left.data[len(st.left.data)-25] ^= 1 }},
+		"cut short":                {spoil: func(_ *testing.T, st *memoryStore, _ *Guard, _ *table) { st.left.data = st.left.data[:20] }},
 		"other place": {spoil: func(_ *testing.T, _ *memoryStore, _ *Guard, source *table) {
 			source.before = func(at int) error {
 				if at == 59 && len(source.asked) == 1 {
@@ -226,6 +230,16 @@ func TestCheckpointThatDoesNotFitIsNotGoneOnWith(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A place that is refused where there was none is the scan's own mistake: it is not read a second time.
+// Broken by: run without "left != nil".
+func TestPlaceThatIsRefusedAtTheBeginningEndsTheBuild(t *testing.T) {
+	source := newTable(100)
+	source.before = func(int) error { return ErrPlace }
+	_, err := newTestGuard(t).BuildFrom(t.Context(), source.pages, BuildOptions{}, &memoryStore{})
+	require.ErrorIs(t, err, ErrPlace)
+	require.Len(t, source.asked, 1)
 }
 
 // Race: 1. A stores a checkpoint. 2. A is paused; B goes on from there, stores later ones and is cut off. 3. A stores its next one, which is behind
