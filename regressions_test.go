@@ -206,7 +206,7 @@ func TestStaleCopyGoesWhenNothingReplacesIt(t *testing.T) {
 				}
 				require.NoError(t, read(a))
 				for _, key := range []string{"k", "l"} {
-					eventually(t, func() bool { return b.rdb.Exists(t.Context(), valueKey(o.Name, key)).Val() == 0 }, "the copy of "+key+" is gone")
+					eventually(t, func() bool { return b.rdb.Exists(t.Context(), valueKey(o.Name, key)).Val() == 0 }, "the copy of %s is gone", key)
 					requireGet(t, a, key, "new")
 				}
 			})
