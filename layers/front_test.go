@@ -25,6 +25,40 @@ func TestFrontKeepsNoDeadCell(t *testing.T) {
 	require.Equal(t, Miss, st)
 }
 
+// A closed Memory holds no value: its front has neither cells nor tags, also of one whose owner still holds the Memory.
+// Broken by: clear without either of its stores.
+func TestFrontOfAClosedMemoryIsEmpty(t *testing.T) {
+	m := newMemory(t, 0)
+	l := newInts(t, m, "a")
+	for i := range int64(100) {
+		mustPut(t, l, i, i)
+	}
+	settle(m)
+	stands := func() (tags, cells int) {
+		for i := range m.front.sets {
+			for j := range frontWays {
+				if m.front.sets[i].tags[j].Load() != 0 {
+					tags++
+				}
+				if m.front.sets[i].cells[j].Load() != nil {
+					cells++
+				}
+			}
+		}
+		return tags, cells
+	}
+	for i := range int64(100) {
+		_, _ = l.Get(i)
+	}
+	tags, cells := stands()
+	require.Positive(t, tags)
+	require.Positive(t, cells)
+	require.NoError(t, m.Close())
+	tags, cells = stands()
+	require.Zero(t, tags)
+	require.Zero(t, cells)
+}
+
 // Property: of the cells that share a set of the front, those that are asked for stay, and one that is not makes room when it is the new
 // cell's turn.
 func TestFrontKeepsWhatIsAskedFor(t *testing.T) {
