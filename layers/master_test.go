@@ -106,6 +106,9 @@ func TestKilledServerIsUnreachableAtOnce(t *testing.T) {
 		}
 		_, err := r.get(ctx, "k", Mark{})
 		require.NoError(t, err)
+		awaitTrue(t, func() bool { // where that get was late, the server has just been looked at
+			return !r.single.checking.Load() && time.Now().UnixNano()-r.single.checked.Load() >= int64(checkEvery)
+		}, "it may be looked at again")
 		server.Kill()
 		_, err = r.get(ctx, "k", Mark{})
 		require.Error(t, err)
