@@ -20,9 +20,9 @@ type part[K comparable, V any] struct {
 	entry layers.Entry[V] // what was loaded
 }
 
-// rebuildMany rebuilds keys with one pipeline of acquires, one load call and one pipeline of fills, or of releases where nothing is stored. What was granted is loaded while what
-// was held is waited for: batches {1,2} and {2,1} of two processes then never wait for each other in a circle. A call that it leaves
-// unfinished, by a panic or Close, is finished by the flight with that error.
+// rebuildMany rebuilds keys with one pipeline of acquires, one load call and one pipeline of fills, or of releases where nothing is stored.
+// What was granted is loaded while what was held is waited for: batches {1,2} and {2,1} of two processes then never wait for each other in a
+// circle. A call that it leaves unfinished, by a panic or Close, is finished by the flight with that error.
 //
 // More keys than one load call may have go one thousand after the other: so many scripts fit well into the budget of one call of Redis.
 func (c *Cache[K, V]) rebuildMany(ctx context.Context, wants []want[K, V]) {

@@ -267,6 +267,14 @@ func stormLasts(t *testing.T) time.Duration {
 	return d
 }
 
+// besideOthers lets a storm run beside other tests, but where it judges how long callers waited.
+func besideOthers(t *testing.T) {
+	t.Helper()
+	if os.Getenv(stormVariable) == "" {
+		t.Parallel()
+	}
+}
+
 // stormPace is a caller's pause between two reads.
 func stormPace() time.Duration {
 	if os.Getenv(stormVariable) == "" {
@@ -293,7 +301,7 @@ type stormSite struct {
 // more at once than its gate, nobody is answered with less than what his process has invalidated, and afterwards every process answers what
 // the database has. Broken by: Loads.Run without gate.Enter; bump without local.Bump.
 func TestStorm(t *testing.T) {
-	t.Parallel()
+	besideOthers(t)
 	lasts := stormLasts(t)
 	table := []string{
 		"| what happens | reads | writes | stale | shed | p50 | p99 | longest | loads | loads at once |",
@@ -326,7 +334,7 @@ func TestStorm(t *testing.T) {
 // Property (P8): when the source fails stale copies are answered and counted, then typed errors; when it is well again, so is everything, with
 // no error left over. Broken by: staleOr answering its error.
 func TestStormOfTheSource(t *testing.T) {
-	t.Parallel()
+	besideOthers(t)
 	lasts := stormLasts(t)
 	server := redistest.Start(t)
 	s := newStorm(t, t.Name(), func(t *testing.T) redis.UniversalClient { t.Helper(); return server.Client(t) },
