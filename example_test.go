@@ -292,6 +292,7 @@ func ExampleCache_Feed() {
 	cache, err := tiercache.New(tiercache.Options[int64, string]{
 		Name: "products", Load: db.Load,
 		Filter: bloom.Options{Capacity: 1000}, FilterFeed: 10 * time.Second,
+		FilterAudit: -1, // only here, so that each run prints the same: by default 1 in 1,000 is loaded all the same
 	})
 	if err != nil {
 		fmt.Println(err)
@@ -324,6 +325,7 @@ func ExampleCache_BuildFilter() {
 	cache, err := tiercache.New(tiercache.Options[int64, string]{
 		Name: "products", Load: db.Load,
 		Filter: bloom.Options{Capacity: 1000},
+		FilterAudit: -1, // only here, so that each run prints the same: by default 1 in 1,000 is loaded all the same
 	})
 	if err != nil {
 		fmt.Println(err)

@@ -13,7 +13,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tiercache/tiercache"
-	"github.com/tiercache/tiercache/bloom"
 	"github.com/tiercache/tiercache/internal/redistest"
 	"github.com/tiercache/tiercache/layers"
 )
@@ -395,8 +394,7 @@ func TestAnnounceStaysPendingUntilItIsThere(t *testing.T) {
 		return server.Client(t, func(o *redis.Options) { o.Username, o.Password = "half", "any" })
 	}
 	s, name := newSource(map[string]string{"k": "v"}), redistest.Name(t)
-	o := lasting(name, s)
-	o.Filter = bloom.Options{Capacity: 1000, FalsePositiveRate: 1e-9}
+	o := filterOptions(name, s)
 	b := openPeer(t, server.Client(t), o)
 	a, closed := openPeer(t, half(), o), openPeer(t, half(), o)
 	buildFilter(t, s, []*peer{b, a, closed})

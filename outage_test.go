@@ -633,8 +633,7 @@ func TestAnnounceWithoutRedis(t *testing.T) {
 	onSites(t, func(t *testing.T, w *site) {
 		key, row := w.key("k"), w.key("row")
 		s := newSource(map[string]string{key: "old"})
-		o := lasting(w.name, s)
-		o.Filter = bloom.Options{Capacity: 1000, FalsePositiveRate: 1e-9}
+		o := filterOptions(w.name, s)
 		b := openPeer(t, w.client(t), o)
 		o.FilterFirst = true // A asks its own filter, whether Redis is there or not
 		a := openPeer(t, w.client(t), o)

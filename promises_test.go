@@ -474,8 +474,7 @@ func buildFilter(t *testing.T, s *source, p []*peer) {
 func TestFilterAnswerIsNotKept(t *testing.T) {
 	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
 		s, name := newSource(map[string]string{"k": "row", "j": "row"}), redistest.Name(t)
-		o := lasting(name, s)
-		o.Filter = bloom.Options{Capacity: 1000, FalsePositiveRate: 1e-9}
+		o := filterOptions(name, s)
 		p := openPeers(t, 3, client, o)
 		buildFilter(t, s, p)
 		for _, p := range p {
@@ -501,8 +500,7 @@ func TestFilterAnswerIsNotKept(t *testing.T) {
 func TestAnnouncedRowIsFoundEverywhere(t *testing.T) {
 	onDoors(t, func(t *testing.T, client func(*testing.T, *door) redis.UniversalClient) {
 		s, name := newSource(map[string]string{"k": "row"}), redistest.Name(t)
-		o := lasting(name, s)
-		o.Filter = bloom.Options{Capacity: 1000, FalsePositiveRate: 1e-9}
+		o := filterOptions(name, s)
 		var d door
 		p := []*peer{openPeer(t, client(t, new(door)), o), openPeer(t, client(t, new(door)), o), openPeer(t, client(t, &d), o)}
 		buildFilter(t, s, p)

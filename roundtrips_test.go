@@ -38,11 +38,11 @@ func TestRoundTrips(t *testing.T) {
 		o.Name, o.TTLFor = name+"-nothing", func(string, string) time.Duration { return -1 }
 		nothing := openPeer(t, client(t), o)
 		o.TTLFor = nil
-		o.Name, o.Filter = name+"-filter", bloom.Options{Capacity: 1000, FalsePositiveRate: 1e-9}
+		o.Name, o.Filter, o.FilterAudit = name+"-filter", bloom.Options{Capacity: 1000, FalsePositiveRate: 1e-9}, -1
 		f := openPeer(t, client(t), o)
 		warm(t, a, b, f, nothing)
 		buildFilter(t, s, []*peer{f})
-		o.Name, o.Filter, o.FilterAudit, o.FilterFirst = name+"-segments", inRedis, -1, true
+		o.Name, o.Filter, o.FilterFirst = name+"-segments", inRedis, true
 		first := openPeer(t, client(t), o)
 		o.Name, o.FilterFirst = name+"-segments-after", false
 		after := openPeer(t, client(t), o)
