@@ -324,7 +324,7 @@ func ExampleCache_BuildFilter() {
 	db := newProducts()
 	cache, err := tiercache.New(tiercache.Options[int64, string]{
 		Name: "products", Load: db.Load,
-		Filter: bloom.Options{Capacity: 1000},
+		Filter:      bloom.Options{Capacity: 1000},
 		FilterAudit: -1, // only here, so that each run prints the same: by default 1 in 1,000 is loaded all the same
 	})
 	if err != nil {

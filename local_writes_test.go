@@ -371,7 +371,9 @@ func TestFilterAnswersAbsentKeysAndAnnounceOpensIt(t *testing.T) {
 	// kept nowhere; unbuilt, and after an error of the scan, everything passes; after Announce the row is found.
 	synctest.Test(t, func(t *testing.T) {
 		s := newSource(map[string]string{"k": "v", "l": "v"})
-		c := openAlone(t, s, func(o *tiercache.Options[string, string]) { o.Filter, o.FilterAudit = bloom.Options{Capacity: 1000}, -1 })
+		c := openAlone(t, s, func(o *tiercache.Options[string, string]) {
+			o.Filter, o.FilterAudit = bloom.Options{Capacity: 1000}, -1
+		})
 		wantAbsent(t, c, "unbuilt")
 		require.EqualValues(t, 1, s.loads.Load())
 
