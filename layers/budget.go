@@ -43,24 +43,21 @@ func (b *budget) init(m *master, length time.Duration, owner overseer) {
 	b.timer.Reset(min(length/4, lateAfter)) // not before b.timer stands
 }
 
-// tick runs when the call is late and when its time is over.
+// tick runs when the call is late, each checkEvery from then on, for the server may go away while it is waited for, and when its time is over.
 func (b *budget) tick() {
-	if b.late.CompareAndSwap(false, true) {
-		if b.ended.Load() {
-			return
-		}
+	switch {
+	case b.ended.Load():
+	case time.Now().Before(b.until):
 		b.m.check(false)
-		if b.owner != nil {
+		if b.late.CompareAndSwap(false, true) && b.owner != nil {
 			b.owner.hurry()
 		}
-		b.timer.Reset(time.Until(b.until))
-		return
-	}
-	if b.owner != nil {
+		b.timer.Reset(min(time.Until(b.until), checkEvery))
+	case b.owner != nil:
 		b.owner.expire()
-		return
+	default:
+		b.end()
 	}
-	b.end()
 }
 
 // claim is true for the first who asks: that one decides what the result is, and then calls release.
