@@ -10,7 +10,7 @@ import (
 )
 
 // benchRows is the size at which DESIGN §9 states its budget: the bits (12 MB) lie outside the processor's near caches, which is
-// what a probe costs there. A small filter would flatter the library: its whole cost is then hashing, and ours is one hash more.
+// what a probe costs there. A small filter would show hashing alone.
 const benchRows = 10_000_000
 
 // benchKeys are asked in an order that the memory's prefetching cannot guess. Making the key is not measured.

@@ -17,10 +17,9 @@
 // table is full, bits and table are merged into a fresh copy, and one atomic pointer moves to it. Who reads the older pair sees
 // everything that was added before it looked. The cost of the copy is spread over the additions that filled the table.
 //
-// # Why keys are hashed twice
+// # Why the library's hash is not used
 //
-// The library's hash has no seed: over public ids anyone can compute, away from the system, keys that a filter lets pass. So a key
-// is first hashed with SipHash-2-4 under a random secret that every filter draws anew, and the library sees only that hash. Two keys
-// with one 64-bit hash are one key to the filter: that adds fewer than one false positive in 10^10 requests at a billion keys, and
-// never a false negative.
+// It has no seed: over public ids anyone can compute, away from the system, keys that a filter lets pass. So a key is hashed with SipHash-2-4
+// under a random secret that every filter draws anew, and that hash says where its bits are (docs/adr/0026). Two keys with one 64-bit
+// hash are one key to the filter: that adds fewer than one false positive in 10^10 requests at a billion keys, and never a false negative.
 package bloom

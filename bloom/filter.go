@@ -58,9 +58,25 @@ func (f *Filter) MayContain(key string) bool {
 	return s.has(h)
 }
 
-func (s *state) has(h uint64) bool {
-	b := hashBytes(h)
-	return s.base.Test(b[:]) || s.recent.has(h)
+func (s *state) has(h uint64) bool { return allSet(s.base, h) || s.recent.has(h) }
+
+// allSet reports whether all bits of the key with that hash are set. What is absent leaves at the first that is not: the second, on average.
+func allSet(b *bloom.BloomFilter, h uint64) bool {
+	size, set := uint64(b.Cap()), b.BitSet()
+	for i := range int(b.K()) { //nolint:gosec // at most maxHashes
+		if !set.Test(uint(place(h, i, size))) {
+			return false
+		}
+	}
+	return true
+}
+
+// setAll sets all bits of the key with that hash.
+func setAll(b *bloom.BloomFilter, h uint64) {
+	size, set := uint64(b.Cap()), b.BitSet()
+	for i := range int(b.K()) { //nolint:gosec // at most maxHashes
+		set.Set(uint(place(h, i, size)))
+	}
 }
 
 // Add puts key in; every MayContain that begins after it returned is true for it. Now and then it merges what was added into a
@@ -96,10 +112,7 @@ func (f *Filter) makeRoomLocked(s *state) *state {
 
 func (f *Filter) mergeLocked(s *state) *state {
 	base := s.base.Copy()
-	s.recent.each(func(h uint64) {
-		b := hashBytes(h)
-		base.Add(b[:])
-	})
+	s.recent.each(func(h uint64) { setAll(base, h) })
 	next := &state{base: base, ones: uint64(base.BitSet().Count()), recent: newRecent(firstSlots)}
 	f.state.Store(next)
 	return next
@@ -165,10 +178,10 @@ func newBuilder(o Options) *builder { return &builder{options: o, seed: newSeed(
 
 // Add puts key in.
 func (b *builder) Add(key string) {
-	h := hashBytes(b.seed.of(key))
+	h := b.seed.of(key)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.bits.Add(h[:])
+	setAll(b.bits, h)
 }
 
 // filter ends the building: b must not be added to any more.

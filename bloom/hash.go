@@ -3,7 +3,7 @@ package bloom
 import (
 	"crypto/rand"
 	"encoding/binary"
-	"math/bits"
+	mathbits "math/bits"
 )
 
 // seed is the secret of one filter: the key of its SipHash, and its identity. It travels in the snapshot and is never logged.
@@ -21,14 +21,14 @@ type sip struct{ v0, v1, v2, v3 uint64 }
 func (s sip) round() sip {
 	s.v0 += s.v1
 	s.v2 += s.v3
-	s.v1 = bits.RotateLeft64(s.v1, 13) ^ s.v0
-	s.v3 = bits.RotateLeft64(s.v3, 16) ^ s.v2
-	s.v0 = bits.RotateLeft64(s.v0, 32)
+	s.v1 = mathbits.RotateLeft64(s.v1, 13) ^ s.v0
+	s.v3 = mathbits.RotateLeft64(s.v3, 16) ^ s.v2
+	s.v0 = mathbits.RotateLeft64(s.v0, 32)
 	s.v2 += s.v1
 	s.v0 += s.v3
-	s.v1 = bits.RotateLeft64(s.v1, 17) ^ s.v2
-	s.v3 = bits.RotateLeft64(s.v3, 21) ^ s.v0
-	s.v2 = bits.RotateLeft64(s.v2, 32)
+	s.v1 = mathbits.RotateLeft64(s.v1, 17) ^ s.v2
+	s.v3 = mathbits.RotateLeft64(s.v3, 21) ^ s.v0
+	s.v2 = mathbits.RotateLeft64(s.v2, 32)
 	return s
 }
 
@@ -61,9 +61,19 @@ func (k seed) hash(key string) uint64 {
 // hashes that share 1 for it can only add a false positive.
 func (k seed) of(key string) uint64 { return max(k.hash(key), 1) }
 
-// hashBytes is what the library's filter is given for a key's hash.
-func hashBytes(h uint64) [8]byte {
-	var b [8]byte
-	binary.LittleEndian.PutUint64(b[:], h)
-	return b
+// place is where, of so many bits, the i-th of a key's bits lies whose hash is h: that of a filter in memory as that of a segment in Redis. The
+// hash is as good as drawn, and bits-and-blooms would hash it once more, in a third of a check's time (docs/adr/0026).
+//
+// Each place is drawn anew from the hash. Double hashing would do for large filters; in small ones its pairs of equal steps raise the rate.
+func place(h uint64, i int, bits uint64) uint64 {
+	at, _ := mathbits.Mul64(mix(h+uint64(i+1)*0x9e3779b97f4a7c15), bits) //nolint:gosec // not negative
+	return at
+}
+
+// mix is the output function of SplitMix64, and what it is given above its steps (Steele, Lea and Flood, "Fast splittable pseudorandom number
+// generators", 2014).
+func mix(z uint64) uint64 {
+	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
+	z = (z ^ z>>27) * 0x94d049bb133111eb
+	return z ^ z>>31
 }

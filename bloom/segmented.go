@@ -164,19 +164,9 @@ func (s *Segmented) Question(key string) Question {
 	}
 	q.stamp = s.stamp(q.Segment, stampSealed)
 	for i := range q.Bits {
-		h += 0x9e3779b97f4a7c15
-		at, _ := mathbits.Mul64(mix(h), s.bits)
-		q.Bits[i] = segmentHead*8 + at
+		q.Bits[i] = segmentHead*8 + place(h, i, s.bits)
 	}
 	return q
-}
-
-// mix is the output function of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014). Double
-// hashing would do for large segments; in small ones its pairs of equal steps raise the rate.
-func mix(z uint64) uint64 {
-	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
-	z = (z ^ z>>27) * 0x94d049bb133111eb
-	return z ^ z>>31
 }
 
 // Fields returns the fields to read of the segment, as BITFIELD_RO takes them after GET: type and offset in turn. They MUST be read by

@@ -18,7 +18,7 @@ import (
 //	5  zero              64 the bits as words, little-endian
 const (
 	snapshotMagic   = "tcbf"
-	snapshotVersion = 1
+	snapshotVersion = 2 // 1 had a key's bits elsewhere
 	snapshotHeader  = 64
 	checksumAt      = 56
 )

@@ -60,7 +60,8 @@ func TestForeignSnapshotIsAnError(t *testing.T) {
 		return func(data []byte) { binary.BigEndian.PutUint64(data[at:], v) }
 	}
 	for name, change := range map[string]func([]byte){
-		"version":     func(data []byte) { data[4]++ },
+		"later":       func(data []byte) { data[4]++ },
+		"earlier":     func(data []byte) { data[4]-- },
 		"no bits":     put(24, 0),
 		"huge":        put(24, 1<<62),
 		"more bits":   put(24, 1<<32),
