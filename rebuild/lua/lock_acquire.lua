@@ -21,7 +21,7 @@ if score('b:' .. owner) then return finish({ -1, micros, 0, record.hw, 0 }) end
 
 local function processes()
   if not counted then return 0 end
-  write('ZADD', key, int(ALIVE + now + PRESENT), 'n:' .. processOf(owner))
+  add(int(ALIVE + now + PRESENT), 'n:' .. processOf(owner))
   return redis.call('ZCOUNT', key, from(ALIVE), to(ALIVE))
 end
 
@@ -29,7 +29,7 @@ local standing = score('h:' .. owner)
 if standing then
   local last = math.max(standing - HELD, now + lease)
   record.span = math.max(record.span, lease)
-  write('ZADD', key, int(HELD + last), 'h:' .. owner)
+  add(int(HELD + last), 'h:' .. owner)
   return finish({ 1, micros, last - now, score('t:' .. owner), processes() })
 end
 
@@ -61,17 +61,17 @@ if entry > 0 then
   record.span = math.max(record.span, entry)
   local last = int(QUEUED + now + entry)
   if place then
-    write('ZADD', key, last, 'x:' .. owner)
+    add(last, 'x:' .. owner)
   else
     record.seq = record.seq + 1
-    write('ZADD', key, last, 'x:' .. owner, int(shared and record.seq or record.seq + EXCLUSIVE), 'q:' .. owner)
+    add(last, 'x:' .. owner, int(shared and record.seq or record.seq + EXCLUSIVE), 'q:' .. owner)
   end
   for i = 10, #ARGV do
     local at = score('q:' .. ARGV[i])
     if not at then
       gone[#gone + 1] = ARGV[i]
     elseif not ordered or at % EXCLUSIVE > record.woken then -- a woken one answers for itself
-      write('ZADD', key, last, 'x:' .. ARGV[i])
+      add(last, 'x:' .. ARGV[i])
     end
   end
 end

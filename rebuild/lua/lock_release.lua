@@ -24,5 +24,5 @@ elseif record.last == owner then
 else
   refuse(token)
 end
-if burn > 0 then write('ZADD', key, int(BURNED + now + burn), 'b:' .. owner) end
+if burn > 0 then add(int(BURNED + now + burn), 'b:' .. owner) end
 return finish({ code, micros, 0, record.hw, 0 })
