@@ -48,6 +48,7 @@ var scenarios = []scenario{
 	{"stampede", "One row is gone and 1,000 readers in 4 instances ask for it at once: ours and other libraries.", true, stampede},
 	{"penetration", "Nine of ten requests are for keys that do not exist, each asked for once, as fast as they go.", true, penetration},
 	{"hot", "One key from nothing to half of all requests in 4 instances, while the other half thrashes their memory.", true, hotKey},
+	{"locks", "A lock by name over processes: one that nobody else wants, and one that 32 callers of 4 processes want, each for 2 ms; ours and other libraries.", true, locks},
 	{"event", "From Invalidate in one process to its event in another.", true, eventDelay},
 	{"footprint", "Heap per entry in the local tier against ristretto's own; × is bytes: smaller is better.", false, footprint},
 	{"traces", "What the local tier keeps of recorded requests; points of hit ratio against otter v2 on the same: larger is better.", false, keptOnTraces},
