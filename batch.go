@@ -81,8 +81,12 @@ func (c *Cache[K, V]) acquireMany(ctx context.Context, parts []part[K, V], held 
 			refused = append(refused, p)
 			continue
 		}
-		said, done := p.claim.judge(got)
+		var said rebuild.Answer
+		var done bool
+		err := ofItsKey(func() { said, done = p.claim.judge(got) })
 		switch {
+		case err != nil:
+			p.call.Finish(answer[V]{}, err)
 		case done && said.Verdict == rebuild.Granted:
 			granted = append(granted, p)
 		case done && said.Verdict == rebuild.Found:
@@ -97,13 +101,24 @@ func (c *Cache[K, V]) acquireMany(ctx context.Context, parts []part[K, V], held 
 	return granted, refused
 }
 
+// ofItsKey does what calls functions in Options for one key of a batch. A panic of one is this key's error and no other's.
+func ofItsKey(do func()) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = &PanicError{Value: v, Stack: debug.Stack()}
+		}
+	}()
+	do()
+	return nil
+}
+
 // mayLoadAlone returns the keys to load without Redis; those that memory can answer in doubt, or that back off, are finished.
 func (c *Cache[K, V]) mayLoadAlone(ctx context.Context, parts []part[K, V]) (rest []part[K, V]) {
 	for _, p := range parts {
 		p.alone = c.newAlone(p.id, p.alone.mark, p.why)
 		a, done, err := c.beforeAlone(p.key, p.id, p.why)
 		if done {
-			p.call.Finish(c.orShared(ctx, p.key, p.id, p.alone, a, err))
+			p.call.Run(func() (answer[V], error) { return c.orShared(ctx, p.key, p.id, p.alone, a, err) })
 			continue
 		}
 		p.claim = nil
@@ -185,7 +200,9 @@ func (c *Cache[K, V]) loadMany(ctx context.Context, parts []part[K, V]) {
 			p.call.Run(func() (answer[V], error) { return c.afterAlone(p.key, p.id, p.alone, p.entry, nil) })
 			continue
 		}
-		switch fill, stored, err := c.encodedPart(p); {
+		var fill layers.Fill
+		var stored bool
+		switch err := ofItsKey(func() { fill, stored = c.encoded(p.claim, p.entry) }); {
 		case err != nil:
 			p.call.Finish(answer[V]{}, err)
 		case stored:
@@ -207,17 +224,6 @@ func (c *Cache[K, V]) loadMany(ctx context.Context, parts []part[K, V]) {
 	}
 }
 
-// encodedPart is encoded for one key of a batch. A panic of a function in Options is this key's error and no other's.
-func (c *Cache[K, V]) encodedPart(p part[K, V]) (fill layers.Fill, stored bool, err error) {
-	defer func() {
-		if v := recover(); v != nil {
-			err = &PanicError{Value: v, Stack: debug.Stack()}
-		}
-	}()
-	fill, stored = c.encoded(p.claim, p.entry)
-	return fill, stored, nil
-}
-
 // failMany gives the leases of a failed load back and answers every key stale, or with the error.
 func (c *Cache[K, V]) failMany(ctx context.Context, parts []part[K, V], err error) {
 	c.release(ctx, countsAsFailure(err), claimsOf(parts)...)
@@ -228,8 +234,10 @@ func (c *Cache[K, V]) failMany(ctx context.Context, parts []part[K, V], err erro
 			continue
 		}
 		end := func() {
-			a, err := c.afterAlone(p.key, p.id, p.alone, layers.Entry[V]{}, err)
-			p.call.Finish(c.orShared(ctx, p.key, p.id, p.alone, a, err))
+			p.call.Run(func() (answer[V], error) {
+				a, err := c.afterAlone(p.key, p.id, p.alone, layers.Entry[V]{}, err)
+				return c.orShared(ctx, p.key, p.id, p.alone, a, err)
+			})
 		}
 		if p.alone.early {
 			all.Go(end) // they share their round trips

@@ -243,7 +243,7 @@ func (c *Cache[K, V]) rebuild(ctx context.Context, key K, id string, why cause) 
 	}
 	if !c.leasable(key, id, why) {
 		if why.ahead && c.shared != nil {
-			return answer[V]{}, errShared
+			return answer[V]{}, errors.Join(errGaveWay, errShared) // who joined it has a load of his own
 		}
 		return c.loadAlone(ctx, key, id, mark, why)
 	}
@@ -259,7 +259,7 @@ func (c *Cache[K, V]) rebuildClaimed(ctx context.Context, key K, id string, clai
 	case errors.Is(err, errShared):
 		c.sharedFailed("acquire", err)
 		if claim.why.ahead {
-			return answer[V]{}, err
+			return answer[V]{}, errors.Join(errGaveWay, err)
 		}
 		a, err := c.loadAlone(ctx, key, id, claim.mark, claim.why)
 		if err != nil { // an earlier answer may have brought a stale copy

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tiercache/tiercache"
+	"github.com/tiercache/tiercache/internal/redistest"
 )
 
 // readOften reads a key ten thousand times a second of virtual time, until that is over, and lets see each answer.
@@ -223,6 +224,38 @@ func TestOneProcessRebuildsAHotKeyAhead(t *testing.T) {
 		}, 20*time.Second, time.Millisecond)
 		get(t, openProcess(t, client(t), o), "newest")
 	})
+}
+
+// P7: Redis does not answer the acquire of a rebuild ahead. Who joined it, since the copy ended meanwhile, is not told of that: the source is well.
+// Broken by: errGaveWay left out where a rebuild ahead ends with errShared.
+func TestGetThatJoinsARebuildAheadIsNotToldOfRedis(t *testing.T) {
+	t.Parallel()
+	s := newSource(map[string]string{"k": "row"})
+	o := lasting(t.Name(), s)
+	o.TTL, o.MaxStale, o.RefreshAhead = time.Second, -1, 0.5
+	rdb := redistest.Shared(t).Client(t)
+	teach(t, rdb)
+	p := openHasty(t, rdb, o)
+	warm(t, p)
+	beat := tiercache.HeatForTest(p.Cache, "k")
+	requireGet(t, p, "k", "row")
+	asking, answer := p.wire.hold(t, before, "acquire")
+	defer answer()
+	eventually(t, func() bool {
+		beat()
+		select {
+		case <-asking: // to rebuild it ahead; for a reader, if the machine stood still until the copy had ended
+			return true
+		default:
+			_, _ = p.Get(t.Context(), "k")
+			return false
+		}
+	}, "it is rebuilt ahead")
+	eventually(t, func() bool {
+		e, err := p.GetEntry(t.Context(), "k")
+		require.NoError(t, err)
+		return e.Tier != tiercache.Memory
+	}, "the copy has ended")
 }
 
 func get(t *testing.T, p *process, want string) {

@@ -235,6 +235,7 @@ func (c *Cache[K, V]) encoded(claim *claim[K, V], e layers.Entry[V]) (layers.Fil
 		alive(&e, lives)
 		e.Cap(claim.lease.Cut)
 		c.keep(claim.key, e, claim.mark, claim.why)
+		claim.drops = claim.hasStale || claim.why.seen != 0 // else what it was to replace stands on
 		return layers.Fill{}, false
 	}
 	fill.FirstMiss = e.Absent && c.absence.firstMiss(claim.id) && !claim.why.refresh

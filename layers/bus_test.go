@@ -179,7 +179,7 @@ func TestEventsOfAnotherProcessAreHeard(t *testing.T) {
 	elsewhere.silent(t)
 }
 
-// What this process itself published is not told to it: it did then what had to be done. Only ready is.
+// What this process itself published is not told to it: it did then what had to be done. Only those who wait for a lease are woken.
 func TestOwnEventsAreIgnoredButReady(t *testing.T) {
 	s := redistest.Shared(t)
 	rdb := s.Client(t)
@@ -228,6 +228,30 @@ func TestReadyWakesAllListenersOfItsKeyOnly(t *testing.T) {
 	stopSecond()
 	stopOther()
 	require.Empty(t, sp.ear.waiters)
+}
+
+// Whatever frees a lease wakes those who wait for it, whoever told it: the holder's fill will be refused, and nobody is told of that.
+// Broken by: freed not called; for the sender's own process, called only behind the look at the origin.
+func TestWhatFreesALeaseWakesItsListeners(t *testing.T) {
+	rdb, prefix := redistest.Shared(t).Client(t), redistest.Name(t)
+	a, _ := busOn(t, rdb, prefix)
+	b, _ := busOn(t, rdb, prefix)
+	here, _ := openHearing(t, a, "users")
+	from, _ := openHearing(t, b, "users")
+	for _, origin := range []*Space{here, from} {
+		for kind, payload := range map[byte]string{eventInvalidated: "k", eventAnnounced: "k", eventCleared: "1800000000000000"} {
+			freed, stop := here.Listen("k")
+			other, stopOther := here.Listen("another")
+			say(t, rdb, origin, kind, payload)
+			await(t, freed)
+			if kind == eventCleared {
+				await(t, other)
+			}
+			require.Empty(t, other, "of %c", kind)
+			stop()
+			stopOther()
+		}
+	}
 }
 
 // gate is a dialer that can be shut; what is connected already stays.

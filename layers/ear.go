@@ -90,6 +90,9 @@ func (e *ear) take(message string, now time.Time) {
 		e.ready(ev.payload)
 		return
 	}
+	if ok {
+		e.freed(ev)
+	}
 	if ok && ev.origin == e.bus.origin {
 		return // this process did to its memory what it had to when it sent it
 	}
@@ -215,7 +218,28 @@ func (e *ear) unlisten(id string, c chan struct{}) {
 func (e *ear) ready(id string) {
 	e.waiting.Lock()
 	defer e.waiting.Unlock()
-	for c := range e.waiters[id] {
+	wake(e.waiters[id])
+}
+
+// freed wakes whoever waits for a lease that the event has revoked, also if this process told it: its fill will be refused, and of that nobody is told.
+//
+//  1. A loads under the lease, B waits. 2. C invalidates: the lease is free. 3. A's fill is refused. 4. B sleeps to its next poll.
+func (e *ear) freed(ev event) {
+	switch ev.kind {
+	case eventInvalidated, eventAnnounced:
+		e.ready(ev.payload)
+	case eventCleared:
+		e.waiting.Lock()
+		defer e.waiting.Unlock()
+		for _, listeners := range e.waiters {
+			wake(listeners)
+		}
+	}
+}
+
+// wake tells all that are not told already.
+func wake(listeners map[chan struct{}]struct{}) {
+	for c := range listeners {
 		select {
 		case c <- struct{}{}:
 		default:
