@@ -12,8 +12,8 @@ import (
 // not be had is a *LoadError in the error, joined, and the map holds the rest. Duplicates are asked for once, no keys give an empty map.
 //
 // All keys that memory lacks share one round trip to Redis, all that Redis lacks one call of LoadMany (at most 1,000 keys each), or, where
-// there is only Load, at most 16 loads at a time. Keys that someone else rebuilds are waited for. When ctx ends, what is there is returned
-// with ctx's error.
+// there is only Load, at most 16 loads at a time. More than 1,000 go one call after the other, and whoever asks for one of the last meanwhile waits
+// for the calls before it too. Keys that someone else rebuilds are waited for. When ctx ends, what is there is returned with ctx's error.
 func (c *Cache[K, V]) GetMany(ctx context.Context, keys []K) (map[K]V, error) {
 	if err := c.usable(ctx); err != nil {
 		return nil, err
