@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tiercache/tiercache"
+	"github.com/tiercache/tiercache/bloom"
 	"github.com/tiercache/tiercache/internal/redistest"
 	"github.com/tiercache/tiercache/layers"
 )
@@ -350,6 +351,49 @@ func TestOlderDataThanIsRememberedMovesTheGeneration(t *testing.T) {
 	require.Greater(t, moved, generation)
 	requireGet(t, a, "k", "new")
 	requireGet(t, openPeer(t, server.Client(t), lasting(name, s)), "k", "new")
+}
+
+// P6: what comes back older than the announcements that are remembered brings a filter without the rows that were announced since, and a stream that
+// does not tell of them: neither a process that starts then believes it, nor one that finds its place in the stream gone and fetches it again.
+// Broken by: in keepFilter, no DoubtStored.
+func TestOlderDataMakesItsFilterDoubted(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	s, name := newSource(map[string]string{"k": "row"}), redistest.Name(t)
+	o := filterOptions(name, s)
+	o.FilterFirst = true // no marker speaks for the row
+	a := openPeer(t, server.Client(t), o)
+	requireGet(t, a, "k", "row") // by which it knows the generation, and when that was renewed
+	b := openPeer(t, server.Client(t), o)
+	buildFilter(t, s, []*peer{a, b})
+	admin, filter := server.Client(t), "tc:"+name+":filter"
+	dumps := map[string]string{}
+	for _, key := range []string{filter, filter + ":new"} {
+		dumps[key] = admin.Dump(t.Context(), key).Val()
+		require.NotEmpty(t, dumps[key])
+	}
+	require.NoError(t, b.Announce(t.Context(), "late"))
+	s.write("late", "row")
+	eventually(t, func() bool { return a.Stats().FilterRows > 1 }, "it has heard of the row")
+	require.NoError(t, b.Close()) // nobody repeats what it announced
+
+	for key, dump := range dumps {
+		require.NoError(t, admin.RestoreReplace(t.Context(), key, time.Hour, dump).Err())
+	}
+	at := "tc:" + name + ":gen"
+	require.NoError(t, admin.PExpire(t.Context(), at, admin.PTTL(t.Context(), at).Val()-2*time.Minute).Err())
+	asking(t, func() bool { return a.Stats().FilterState == uint64(bloom.Doubted) && a.Stats().Pending == 0 }, "it is noticed")
+	for range 2 {
+		fresh := openPeer(t, server.Client(t), o)
+		for _, p := range []*peer{a, fresh} {
+			requireGet(t, p, "late", "row")
+			require.NotEqualValues(t, bloom.Believed, p.Stats().FilterState)
+		}
+	}
+	buildFilter(t, s, []*peer{a})
+	requireGet(t, a, "late", "row")
+	requireAbsent(t, a, "none")
+	require.NotZero(t, a.Stats().Filtered)
 }
 
 // P7: where Redis refuses INFO nothing breaks: no caller and no hook is told, memory is trusted, the log says it once; and a master that was

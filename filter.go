@@ -62,6 +62,9 @@ func (c *Cache[K, V]) keepFilter(ctx context.Context) {
 			}
 		}
 	}
+	if c.oldData.Swap(false) {
+		c.filter.DoubtStored()
+	}
 	suspects := c.suspects.take(c.filter.Told)
 	if err := c.filter.CatchUp(ctx, store); err != nil {
 		c.filterFailed(ctx, err)

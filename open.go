@@ -59,7 +59,7 @@ type Cache[K comparable, V any] struct {
 	newFilter  atomic.Bool   // the chore: fetch the snapshot that another process stored
 	suspects   suspects      // the chore: rows that were loaded although the filter calls them absent
 	filterTold filterTold    // what was last told of the filter
-	oldData    atomic.Bool   // the chore: announcements may be missing in the filter in Redis
+	oldData    atomic.Bool   // the chore: announcements may be missing in the filter that Redis has
 	filterKept time.Time     // when the filter's expiries were last renewed; of the goroutine of the chores
 	warmDue    atomic.Int64  // when the warm list is to be written, in Unix nanoseconds
 	stop       context.CancelFunc

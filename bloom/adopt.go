@@ -117,8 +117,44 @@ func (g *Guard) CatchUp(ctx context.Context, st Store) error {
 	return g.catchUp(ctx, st, b)
 }
 
+// DoubtStored makes the next CatchUp doubt, here and in the fleet, every filter whose build has begun by then, known here or not, finished or not: for
+// whoever saw the store come back with data older than the announcements that are still known. Else:
+//
+//  1. A row is announced and inserted. 2. The store comes back as it was before. 3. A process that starts, or one that finds its place in the
+//     announcements gone, fetches the snapshot: to it all announcements are there. 4. The row is called absent.
+func (g *Guard) DoubtStored() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.older = true
+}
+
+// doubtStored is what DoubtStored makes CatchUp do: a filter whose build began now would be the first to be believed again.
+func (g *Guard) doubtStored(ctx context.Context, st Store) error {
+	g.mu.Lock()
+	older := g.older
+	g.mu.Unlock()
+	if !older {
+		return nil
+	}
+	_, now, _, err := st.BeginFilter(ctx, 0)
+	if err != nil {
+		return fmt.Errorf("bloom: doubting what the store brought back: %w", err)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.older = false
+	g.refused, g.untold = max(g.refused, now), max(g.untold, now)
+	if b := g.belief.Load(); b != nil && b.generation != 0 && b.generation <= now {
+		g.doubtLocked(b)
+	}
+	return nil
+}
+
 // tell stores the word that a filter is doubted, until that is done.
 func (g *Guard) tell(ctx context.Context, st Store) error {
+	if err := g.doubtStored(ctx, st); err != nil {
+		return err
+	}
 	g.mu.Lock()
 	generation := g.untold
 	g.mu.Unlock()

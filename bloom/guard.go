@@ -113,6 +113,7 @@ type Guard struct {
 	incoming map[adder]struct{} // filters that will be believed later: additions go to them as well
 	refused  uint64             // no filter of this generation or an older one is believed: Doubt was called of it
 	untold   uint64             // of refused: what the store was not told yet; 0: it knows
+	older    bool               // the store came back with older data: what it has is to be doubted
 	unusable unusable           // what was found in the store last and is not fetched again
 }
 

@@ -97,6 +97,47 @@ func TestSnapshotOlderThanTheAnnouncementsIsRefused(t *testing.T) {
 	})
 }
 
+// The store comes back with older data, without what was announced since. Who knows that doubts all that it brought back, also in processes that start
+// then, and that had fetched it by then; nobody believes anything but what was begun later.
+// Broken by: doubtStored left out of tell; untold not set there.
+func TestFilterThatOlderDataBringsBackIsNotBelieved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st, knows := stored(t, "a"), newTestGuard(t)
+		require.NoError(t, knows.Adopt(t.Context(), st))
+		rollBack := st.remember()
+		time.Sleep(time.Hour)
+		st.announce("row")
+		require.NoError(t, knows.CatchUp(t.Context(), st))
+		require.False(t, knows.Absent("row"))
+		time.Sleep(time.Hour)
+		rollBack()
+
+		early := newTestGuard(t)
+		require.NoError(t, early.Adopt(t.Context(), st))
+		require.True(t, early.Absent("row"), "nothing tells it yet")
+		knows.DoubtStored()
+		st.setFail(errors.New("down"))
+		require.Error(t, knows.CatchUp(t.Context(), st))
+		st.setFail(nil)
+		require.NoError(t, knows.CatchUp(t.Context(), st))
+		for range 2 {
+			for _, g := range []*Guard{knows, early, newTestGuard(t)} {
+				require.ErrorIs(t, g.Adopt(t.Context(), st), ErrDoubted)
+				require.False(t, g.Believed())
+				require.False(t, g.Absent("row"))
+			}
+			time.Sleep(time.Hour)
+		}
+		_, err := early.Build(t.Context(), rowsOf("a", "row"), BuildOptions{}, st)
+		require.NoError(t, err)
+		require.NoError(t, knows.Adopt(t.Context(), st))
+		require.NoError(t, knows.CatchUp(t.Context(), st))
+		require.True(t, knows.Believed())
+		require.False(t, knows.Absent("row"))
+		require.True(t, knows.Absent("none"))
+	})
+}
+
 // Announcements of other processes arrive by CatchUp alone, many pages of them.
 func TestCatchUpAddsWhatOthersAnnounced(t *testing.T) {
 	st, g := stored(t, "a"), newTestGuard(t)

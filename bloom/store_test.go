@@ -72,6 +72,18 @@ func (s *memoryStore) flush() {
 	s.entries, s.snapshot, s.cursor, s.stands, s.doubted, s.left = nil, nil, "", 0, false, checkpointEntry{}
 }
 
+// remember returns what brings the store back to what it is now; only the numbers of announcements go on.
+func (s *memoryStore) remember() (rollBack func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	entries, snapshot, cursor, stands, doubted, left := slices.Clone(s.entries), s.snapshot, s.cursor, s.stands, s.doubted, s.left
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.entries, s.snapshot, s.cursor, s.stands, s.doubted, s.left = entries, snapshot, cursor, stands, doubted, left
+	}
+}
+
 func (s *memoryStore) setFail(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
