@@ -157,6 +157,17 @@ func (w *world) renewsPending(op Token) {
 	w.expiring()
 }
 
+// beganByAnOlderRelease leaves what Begin left before pendToken named moments: the last owner's token alone.
+func (w *world) beganByAnOlderRelease(op Token) {
+	w.invalidates(Begin, op)
+	_, guard := w.keys()
+	w.move(guard, 0, func(raw string) string {
+		fields := strings.Split(raw, "|")
+		fields[8] = string(op)
+		return strings.Join(fields, "|")
+	})
+}
+
 func (w *world) reads() Reading[string] {
 	got, err := w.Get(w.t.Context(), w.id, Mark{})
 	w.works(err)
@@ -201,6 +212,11 @@ func (w *world) pass(d time.Duration) {
 				fields[i] = strconv.FormatInt(n-d.Milliseconds(), 10)
 			}
 		}
+		for i := tokenLength; i < len(fields[8]); i += tokenLength + 13 { // the moment behind each owner of a pending write
+			n, err := strconv.ParseInt(fields[8][i:i+13], 10, 64)
+			require.NoError(w.t, err)
+			fields[8] = fields[8][:i] + strconv.FormatInt(n-d.Milliseconds(), 10) + fields[8][i+13:]
+		}
 		return strings.Join(fields, "|")
 	})
 	w.move(value, d, func(raw string) string {
@@ -221,6 +237,9 @@ func (w *world) move(key string, d time.Duration, change func(string) string) {
 	}
 	end, err := w.rdb.PExpireTime(ctx, key).Result()
 	require.NoError(w.t, err)
+	if end == -2 { // it ran out since
+		return
+	}
 	require.NoError(w.t, w.rdb.SetArgs(ctx, key, change(raw), redis.SetArgs{ExpireAt: time.UnixMilli((end - d).Milliseconds())}).Err())
 }
 

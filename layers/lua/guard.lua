@@ -44,6 +44,44 @@ local function readGuard(key)
   return g
 end
 
+-- Writes under way stand in pendToken, each as its owner's token and the moment at which it is pending no longer, 29 characters; pendEnd is the
+-- last of these moments. multi is 1 where there were more owners than fit, or what stands there names no moment, as of a release before this
+-- form: then nobody can tell who is done, and all run out together.
+local OWNER, OWNERS = 29, 8
+local ENDS = '^' .. string.rep('.', 16) .. '(' .. string.rep('%d', 13) .. ')$'
+
+-- The owners other than token that have not run out, and when the last of them does.
+local function others(g, token)
+  local rest, last = '', 0
+  for i = 1, #g.pendToken, OWNER do
+    local owner = string.sub(g.pendToken, i, i + OWNER - 1)
+    local ends = tonumber(string.match(owner, ENDS) or '')
+    if not ends then
+      g.multi = 1
+    elseif ends > now and string.sub(owner, 1, 16) ~= token then
+      rest, last = rest .. owner, math.max(last, ends)
+    end
+  end
+  return rest, last
+end
+
+local function pends(g, token, ends)
+  local rest = others(g, token)
+  if #rest < OWNERS * OWNER then
+    rest = rest .. token .. string.format('%013.0f', ends)
+  else
+    g.multi = 1
+  end
+  g.pendToken, g.pendEnd = rest, math.max(g.pendEnd, ends)
+end
+
+-- Whoever ends a write opens a window, which covers the last one of all that ran out before: those need none of their own.
+local function pendsNoMore(g, token)
+  local rest, last = others(g, token)
+  g.pendToken = rest
+  if g.multi == 0 then g.pendEnd = last end
+end
+
 -- The guard stands until the last of what it knows has passed; window is the delete window, which a pending write runs out into.
 local function saveGuard(key, g, window)
   local last = math.max(g.leaseEnd, g.winEnd, g.setEnd, g.failEnd)

@@ -47,10 +47,9 @@ if mode ~= 'set' then g.setEnd = math.max(g.setEnd, now + window) end
 if ARGV[5] > g.minVersion then g.minVersion = ARGV[5] end
 
 if mode == 'begin' then
-  if g.pendToken ~= '' and g.pendToken ~= token then g.multi = 1 end
-  g.pendToken, g.pendEnd = token, math.max(g.pendEnd, now + tonumber(ARGV[4]))
+  pends(g, token, now + tonumber(ARGV[4]))
 elseif mode == 'end' then
-  if g.pendToken == token and g.multi == 0 then g.pendToken, g.pendEnd = '', 0 end
+  pendsNoMore(g, token)
 elseif mode == 'set' then
   g.token, g.stamp, g.leaseEnd, g.leaseGen = token, int(micros), now + tonumber(ARGV[9]), generation
   -- Inside another's window the value may be older than that invalidation. The last window of a pending write that ran out counts too:

@@ -4,8 +4,8 @@
 -- ARGV 1 kind ("lease" or "pend"), 2 token, 3 ms from now on, 4 delete window ms, 5 stamp of the grant (lease only)
 -- Returns {1, now} it stands, {0, now} the lease is lost: load on, the fill will be refused
 --
--- A pending write is brought back if its guard was evicted; if another owner's stands there, neither may end it for both, and it runs
--- out by itself.
+-- A pending write is brought back if its guard was evicted. One whose renewal comes after its end is pending again: its process ends it again if it
+-- was not told of that renewal.
 --
 -- Atomic: what is extended must be what was compared. A repeat extends once more; a copy that comes late can shorten nothing.
 
@@ -16,12 +16,7 @@ if ARGV[1] == 'lease' then
   if g.token ~= token or g.stamp ~= ARGV[5] then return { 0, now } end
   g.leaseEnd = math.max(g.leaseEnd, ends)
 else
-  if g.pendToken == '' then
-    g.pendToken = token
-  elseif g.pendToken ~= token then
-    g.multi = 1
-  end
-  g.pendEnd = math.max(g.pendEnd, ends)
+  pends(g, token, ends)
 end
 saveGuard(KEYS[1], g, window)
 return { 1, now }
