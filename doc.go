@@ -40,10 +40,11 @@
 //	    TestLoadBegunBeforeAWriteIsNeitherKeptNorJoined
 //	P4  A crash anywhere in Update leaves staleness of at most DeleteWindow plus the replica lag after the commit; nobody has to do
 //	    anything. Limits: Redis took the first delete; the commit takes effect within 30 s of the last renewal. A crash between a commit
-//	    and a plain Invalidate leaves the old value for its TTL.
+//	    and a plain Invalidate leaves the old value for its TTL. Until the write has ended, or 30 s after its process died, what is
+//	    loaded lives for DeleteWindow.
 //	    TestCrashInUpdateLeavesOneDeleteWindow, TestFillFromInsideTheWindowDoesNotOutliveIt,
 //	    TestWhatIsLoadedInsideTheDeleteWindowIsGoneByItsEnd, TestWhatIsLoadedOutOfTurnIsKeptBriefly,
-//	    TestUpdateUnderWayIsPendingAfterAFailover
+//	    TestUpdateUnderWayIsPendingAfterAFailover, TestOverlappingUpdatesArePendingUntilTheLastHasEnded
 //	P5  A gap in the events is noticed: by a lost connection at once, by silence within 2 s, by a missing number within 6 s. From then
 //	    on memory put before it is asked again from Redis.
 //	    TestMissedEventIsNoticed, TestLostConnectionIsDeafUntilTheSubscriptionStandsAgain, TestSkippedNumberIsNoticed,

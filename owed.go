@@ -12,6 +12,9 @@ import (
 // maxOwed bounds the leases that are owed. Chosen; not tuned.
 const maxOwed = 1024
 
+// maxEnds bounds the keys whose end is owed: as many as may be queued for Redis. Their strings are shared with that queue.
+const maxEnds = maxPending
+
 // repayments are how long after it was given back a lease is given back again. Chosen; not tuned: a call that hung is either sent within a few
 // seconds of Redis's return, or its connection is gone.
 var repayments = [...]time.Duration{time.Second, 3 * time.Second}
@@ -29,9 +32,18 @@ var repayments = [...]time.Duration{time.Second, 3 * time.Second}
 //  2. A's call, which had hung in the greeting of a new connection, is sent: Redis grants A the lease
 //
 // Of more than maxOwed the newest are kept: those of the others run out. A lease that is not this claim's is not touched by it.
+//
+// The ends of Updates are owed in the same way, and for as long, where their keys may be pending in Redis though the write is over: the end was
+// not carried out, or what is carried out after it is the begin, or a renewal, that hung.
+//
+//  1. A's Update begins; Redis hangs; A writes and ends, which Redis is not asked to do
+//  2. Redis goes on, and begins: all reads of the key are short-lived, until PendTime has passed, for a write that is over
+//
+// Of more than maxEnds keys the newest are kept.
 type owed struct {
 	mu    sync.Mutex
 	debts []debt
+	ends  []end
 }
 
 // debt is one lease that is owed.
@@ -39,6 +51,14 @@ type debt struct {
 	lease layers.Lease
 	due   time.Time
 	paid  int // how often it was given back
+}
+
+// end is the end of one Update, for those of its keys of which it is owed.
+type end struct {
+	op   layers.Token
+	ids  []string
+	due  time.Time
+	paid int
 }
 
 // add takes the place of what was noted of the same lease: one that could not be given back, though its repeat was noted already, is owed once.
@@ -73,6 +93,40 @@ func (o *owed) take(now time.Time) (due []debt) {
 	return due
 }
 
+// addEnd adds an end, of which no other that is owed has the same keys.
+func (o *owed) addEnd(e end) {
+	if len(e.ids) == 0 || e.paid > len(repayments) {
+		return
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.ends = append(o.ends, e)
+	n := 0
+	for i := len(o.ends) - 1; i >= 0; i-- {
+		if ids := o.ends[i].ids; n+len(ids) > maxEnds {
+			o.ends[i].ids = ids[n+len(ids)-maxEnds:]
+			clear(o.ends[:i])
+			o.ends = o.ends[i:]
+			return
+		}
+		n += len(o.ends[i].ids)
+	}
+}
+
+// takeEnds removes and returns what is due.
+func (o *owed) takeEnds(now time.Time) (due []end) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.ends = slices.DeleteFunc(o.ends, func(e end) bool {
+		if e.due.After(now) {
+			return false
+		}
+		due = append(due, e)
+		return true
+	})
+	return due
+}
+
 // repay gives back what is owed and due, as far as Redis answers.
 func (c *Cache[K, V]) repay(ctx context.Context) {
 	now := time.Now()
@@ -88,4 +142,39 @@ func (c *Cache[K, V]) repay(ctx context.Context) {
 	if len(leases) > 0 {
 		c.giveBack(ctx, false, leases)
 	}
+	for _, e := range c.owed.takeEnds(now) {
+		c.endAgain(ctx, now, e)
+	}
+}
+
+// endAgain sends an end that is owed, a call for so many keys as one is good for. What fails is owed from the start.
+func (c *Cache[K, V]) endAgain(ctx context.Context, now time.Time, e end) {
+	away, sent := e, end{op: e.op, paid: e.paid + 1}
+	away.ids = nil
+	failed := end{op: e.op}
+	if e.paid < len(repayments) {
+		sent.due = now.Add(repayments[e.paid])
+	}
+	var here []string
+	for _, id := range e.ids {
+		if c.shared.Reachable(id) {
+			here = append(here, id)
+		} else {
+			away.ids = append(away.ids, id)
+		}
+	}
+	c.loss.recent.Note(here...)
+	for some := range slices.Chunk(here, maxScriptKeys) {
+		for i, r := range c.shared.Invalidate(ctx, layers.End, e.op, some...) {
+			if r.Err == nil {
+				sent.ids = append(sent.ids, some[i])
+				continue
+			}
+			failed.ids = append(failed.ids, some[i])
+			c.sharedFailed("replay", r.Err)
+		}
+	}
+	c.owed.addEnd(away)
+	c.owed.addEnd(failed)
+	c.owed.addEnd(sent)
 }

@@ -3,7 +3,9 @@ package tiercache
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/tiercache/tiercache/consistency"
@@ -17,7 +19,9 @@ import (
 //
 // It returns write's error, joined with ErrPending if Redis could not be reached: write runs all the same. The second delete is sent also
 // if write failed (it may have committed), panicked (the panic goes on) or if ctx ended. write gets ctx. It is two round trips, and one
-// more for each ten seconds that write runs. Concurrent Updates of one key are safe.
+// more for each ten seconds that write runs. Concurrent Updates of one key are safe: nothing is cached for long until the last of them has ended.
+// Redis is told again of an end that it may not have carried out, or may have carried out before its begin; if this process dies before, for
+// 30 s nothing is cached for longer than DeleteWindow.
 func (c *Cache[K, V]) Update(ctx context.Context, key K, write func(context.Context) error) error {
 	return c.UpdateMany(ctx, []K{key}, write)
 }
@@ -45,6 +49,11 @@ type update[K comparable, V any] struct {
 	op   layers.Token
 	end  func() // of the windows in this process
 	run  *write // as what a failover must not end
+
+	mu      sync.Mutex
+	renews  bool                // a renewal may have opened again what the begin did not
+	closed  map[string]struct{} // whose begin was not carried out: there is nothing to end
+	pending map[string]struct{} // what may be so after the end
 }
 
 // Begin is the first delete. Reads go on, each kept for DeleteWindow at most.
@@ -52,8 +61,17 @@ func (u *update[K, V]) Begin(ctx context.Context) error {
 	endFills, endSets := u.c.fillWindows.Begin(u.ids...), u.c.setWindows.Begin(u.ids...)
 	u.end = func() { endFills(); endSets() }
 	u.run = u.c.loss.writes.begin(u.ids, u.Renew)
-	err := u.c.invalidateShared(ctx, layers.Begin, u.op, u.ids)
+	failed, err := u.c.tryInvalidateShared(ctx, layers.Begin, u.op, u.ids)
 	u.bump()
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for id, r := range failed {
+		if r.Unknown() {
+			add(&u.pending, id)
+		} else {
+			add(&u.closed, id)
+		}
+	}
 	return err
 }
 
@@ -64,7 +82,8 @@ func (u *update[K, V]) Renew(ctx context.Context) error {
 	}
 	var errs []error
 	for some := range slices.Chunk(u.ids, maxScriptKeys) {
-		for _, err := range u.c.shared.RenewPending(ctx, u.op, some...) {
+		for i, err := range u.c.shared.RenewPending(ctx, u.op, some...) {
+			u.renewed(some[i], err)
 			if err != nil {
 				u.c.sharedFailed("renew", err)
 				errs = append(errs, err)
@@ -74,11 +93,40 @@ func (u *update[K, V]) Renew(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// End is the second delete.
+// renewed notes what a renewal has done, or may do after the end too.
+func (u *update[K, V]) renewed(id string, err error) {
+	r := layers.Invalidated{Err: err}
+	if err != nil && !r.Unknown() {
+		return
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.renews = true
+	if err != nil {
+		add(&u.pending, id)
+	}
+}
+
+func add(set *map[string]struct{}, id string) {
+	if *set == nil {
+		*set = map[string]struct{}{}
+	}
+	(*set)[id] = struct{}{}
+}
+
+// End is the second delete. It is owed for the keys that may be pending after it.
 func (u *update[K, V]) End(ctx context.Context) error {
 	u.end()
-	u.c.loss.writes.end(u.run)
-	err := u.c.invalidateShared(ctx, layers.End, u.op, u.ids)
+	u.c.loss.writes.end(u.run) // the last renewal has returned
+	failed, err := u.c.tryInvalidateShared(ctx, layers.End, u.op, u.ids)
+	for id := range failed {
+		if _, closed := u.closed[id]; !closed || u.renews {
+			add(&u.pending, id)
+		}
+	}
+	if len(u.pending) > 0 {
+		u.c.owed.addEnd(end{op: u.op, ids: slices.Sorted(maps.Keys(u.pending))})
+	}
 	u.bump() // after it was queued, if it was (R13)
 	return err
 }
@@ -93,8 +141,16 @@ func (u *update[K, V]) bump() {
 // until the queue was replayed, and the error says ErrPending. So many at a time as the budget of one call is good for. All are noted first:
 // a failover between the script and its reply must find them.
 func (c *Cache[K, V]) invalidateShared(ctx context.Context, mode layers.Mode, op layers.Token, ids []string) error {
+	_, err := c.tryInvalidateShared(ctx, mode, op, ids)
+	return err
+}
+
+// tryInvalidateShared is invalidateShared; it returns also which of those that were sent failed, and how.
+func (c *Cache[K, V]) tryInvalidateShared(
+	ctx context.Context, mode layers.Mode, op layers.Token, ids []string,
+) (failed map[string]*layers.Invalidated, err error) {
 	if c.shared == nil || len(ids) == 0 {
-		return nil
+		return nil, nil
 	}
 	c.loss.recent.Note(ids...)
 	if ctx.Err() != nil { // not sent: a script that nobody waits for may run or not
@@ -102,7 +158,7 @@ func (c *Cache[K, V]) invalidateShared(ctx context.Context, mode layers.Mode, op
 		if mode == layers.Announce {
 			c.announces.Add(ids...)
 		}
-		return errors.Join(ErrPending, contextError(ctx))
+		return nil, errors.Join(ErrPending, contextError(ctx))
 	}
 	var first error
 	for some := range slices.Chunk(ids, maxScriptKeys) {
@@ -117,13 +173,17 @@ func (c *Cache[K, V]) invalidateShared(ctx context.Context, mode layers.Mode, op
 				c.announces.Add(some[i])
 			}
 			c.pending.Add(some[i])
+			if failed == nil {
+				failed = map[string]*layers.Invalidated{}
+			}
+			failed[some[i]] = &r
 			c.sharedFailed("invalidate", r.Err)
 		}
 	}
 	if first == nil {
-		return nil
+		return nil, nil
 	}
-	return errors.Join(ErrPending, ctx.Err(), first)
+	return failed, errors.Join(ErrPending, ctx.Err(), first)
 }
 
 // Set stores value as what the source has now: this process's next Get sees it, others once they read Redis or heard the event. Loads that

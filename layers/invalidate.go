@@ -47,6 +47,9 @@ type Invalidated struct {
 	Err   error // unknown: it may have been done, and may be repeated
 }
 
+// Unknown reports whether it may have been done although no answer says so, or may yet be.
+func (v *Invalidated) Unknown() bool { return mayHaveRun(v.Err) }
+
 // Invalidate deletes the values, revokes the leases, opens the delete windows and tells every process, one step in Redis for each key.
 // In a Cluster, keys that have copies take a second round trip, which drops them. op names the operation: Begin, End and SetMode must be given one, and End the one of its Begin; for the others it may be empty.
 func (s *Space) Invalidate(ctx context.Context, mode Mode, op Token, ids ...string) []Invalidated {

@@ -110,8 +110,13 @@ func (s *Space) Acquire(ctx context.Context, asks ...Ask) []Acquired {
 // Unknown reports whether the lease may have been granted although no answer says so: then it is to be given back, by a Release of the
 // token without a stamp, or it stands in everybody's way until it runs out.
 func (q *Acquired) Unknown() bool {
+	return mayHaveRun(q.Err)
+}
+
+// mayHaveRun reports whether a script of which this is the error may have been carried out, or may yet be.
+func mayHaveRun(err error) bool {
 	var reply redis.Error
-	return q.Err != nil && !errors.As(q.Err, &reply) && (errors.Is(q.Err, ErrTimeout) || !errors.Is(q.Err, ErrUnreachable))
+	return err != nil && !errors.As(err, &reply) && (errors.Is(err, ErrTimeout) || !errors.Is(err, ErrUnreachable))
 }
 
 // take sets what the acquire script answered.
