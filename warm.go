@@ -298,7 +298,7 @@ func (w *warming[K, V]) load(ctx context.Context, wants []want[K, V], b *openBat
 		for _, one := range rebuilt {
 			a, err := one.call.Wait(ctx)
 			switch {
-			case err != nil && (ctx.Err() != nil || errors.Is(err, ErrClosed)):
+			case err != nil && (ctx.Err() != nil || w.c.closed.Load() && errors.Is(err, ErrClosed)):
 				return
 			case turnedAway(err):
 				again = append(again, one)

@@ -291,6 +291,27 @@ func TestWarmGoesOnPastFailures(t *testing.T) {
 	})
 }
 
+// A loader's error that says of another cache that it is closed is no end of this one.
+// Broken by: in warming.load, no `w.c.closed.Load()`.
+func TestWarmGoesOnPastAnotherCacheThatIsClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := rowsFor(30)
+		s.before(func(_ context.Context, key string) error {
+			if key == "3" {
+				return fmt.Errorf("inner: %w", tiercache.ErrClosed)
+			}
+			return nil
+		})
+		c := openAlone(t, s, nil)
+		report, err := c.Warm(t.Context(), numbers(30), tiercache.WarmOptions{})
+		require.EqualValues(t, 30, report.Done)
+		require.EqualValues(t, 1, report.Failed)
+		var failed *tiercache.LoadError
+		require.ErrorAs(t, err, &failed)
+		require.Equal(t, "3", failed.Key)
+	})
+}
+
 // What Redis has fresh is not loaded again: a hundred keys share a round trip, and memory has them afterwards. What it has past its soft end,
 // or not at all, is.
 // Broken by: in warming.missing, the case of a fresh value.
