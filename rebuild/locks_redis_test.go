@@ -557,3 +557,51 @@ func TestRedisFleetGateGoesOnWithoutTheServer(t *testing.T) {
 		return err == nil && n == 1
 	}, soon, 10*time.Millisecond, "permits again")
 }
+
+// Property: while the master has too few replicas (min-replicas-to-write) its refusals are errors that pass by themselves: a release is sent again
+// until it is taken.
+// Broken by: passing, "NOREPLICAS ".
+func TestRedisMissingReplicasAreSatOut(t *testing.T) {
+	s := redistest.Start(t)
+	m := redisMutex(t, s.Client(t), MutexOptions{LeaseTime: 5 * time.Second})
+	l := mustLock(t, m.Lock, "n")
+	s.Config(t, "min-replicas-to-write", "1")
+	_, err := m.TryLock(t.Context(), "other")
+	require.ErrorIs(t, err, ErrUnavailable)
+	require.ErrorContains(t, err, "NOREPLICAS")
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	require.ErrorIs(t, l.Unlock(ctx), context.DeadlineExceeded, "it goes on in the background")
+	s.Config(t, "min-replicas-to-write", "0")
+	require.NoError(t, l.Unlock(t.Context()))
+	mustLock(t, m.TryLock, "n")
+}
+
+// refusalError is what a server says.
+type refusalError string
+
+func (e refusalError) Error() string { return string(e) }
+
+func (refusalError) RedisError() {}
+
+// Property: which refusals of the server pass by themselves, and which do not.
+// Broken by: passing, each of its beginnings.
+func TestRefusalsThatPass(t *testing.T) {
+	for said, passes := range map[string]bool{
+		"READONLY You can't write against a read only replica.":  true,
+		"ERR Error running script: -READONLY You can't write.":   true,
+		"LOADING Redis is loading the dataset in memory":         true,
+		"TRYAGAIN Multiple keys request during rehashing":        true,
+		"CLUSTERDOWN The cluster is down":                        true,
+		"MASTERDOWN Link with MASTER is down":                    true,
+		"NOREPLICAS Not enough good replicas to write.":          true,
+		"BUSY Redis is busy running a script.":                   true,
+		"ERR max number of clients reached":                      true,
+		"BUSYKEY Target key name already exists.":                false,
+		"NOPERM this user has no permissions":                    false,
+		"OOM command not allowed when used memory > 'maxmemory'": false,
+		"ERR unknown command":                                    false,
+	} {
+		require.Equal(t, passes, transient(refusalError(said)), said)
+	}
+}

@@ -278,6 +278,9 @@ func (m *memBackend) acquire(n *memName, c LockClaim, now time.Time) (LockGrant,
 		g.Token, g.Left, g.Floor = n.hw, m.left(now.Add(c.Lease), now), n.hw
 		return g, nil
 	}
+	if p, here := n.waiting[c.Owner]; here && c.Ordered {
+		n.woken = min(n.woken, p.arrival-1) // it was woken for nothing: its place is kept by the others again
+	}
 	if c.Entry > 0 {
 		p, here := n.waiting[c.Owner]
 		if !here {

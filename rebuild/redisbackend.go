@@ -124,7 +124,8 @@ func NewRedisBackend(rdb redis.UniversalClient, o RedisBackendOptions) (*RedisBa
 	return b, nil
 }
 
-// Acquire is Backend's. With Replicas, a grant that too few confirmed is given back, its owner burned, and the error is ErrReplicas.
+// Acquire is Backend's. With Replicas, a grant that too few confirmed is given back, its owner burned, and the error is ErrReplicas; it says so
+// if that failed or ctx ended first, and then a release is of use.
 // A full Redis refuses it with its own error; renewals and releases go on.
 func (b *RedisBackend) Acquire(ctx context.Context, c LockClaim) (LockGrant, error) {
 	if err := checkClaim(c, 0); err != nil {
@@ -159,9 +160,10 @@ func (b *RedisBackend) Acquire(ctx context.Context, c LockClaim) (LockGrant, err
 	}
 }
 
-// takeBack releases a grant that too few replicas confirmed. If that fails the lease ends by itself; nobody knows its token.
+// takeBack releases a grant that too few replicas confirmed. If that fails, or ctx ends first, its caller may release it, as after any error; else
+// the lease ends by itself: nobody knows its token.
 func (b *RedisBackend) takeBack(ctx context.Context, c LockClaim, acks int64) error {
-	err := b.Release(context.WithoutCancel(ctx), c, 0, max(leastBurn, 2*c.Lease))
+	err := b.Release(ctx, c, 0, max(leastBurn, 2*c.Lease))
 	if err != nil {
 		return fmt.Errorf("%w: %d of %d, and giving it back failed: %v", ErrReplicas, acks, b.replicas, err) //nolint:errorlint // that it is unavailable must not look like a reason to repeat
 	}

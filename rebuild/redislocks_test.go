@@ -706,3 +706,78 @@ func TestHungServerHoldsTwoGoroutines(t *testing.T) {
 	}, "calls are answered again")
 	eventually(t, func() bool { senders, _, lanes := b.Sending(); return senders == 0 && lanes == 0 }, "nothing is under way")
 }
+
+// Property: a resize to 0 wakes all who wait. Those for whom there is nothing keep their places while the first of their process asks, as if they had
+// not been woken.
+// Broken by: lock_acquire.lua, `record.woken = math.min(record.woken, arrival - 1)`.
+func TestWaitersWokenForNothingKeepTheirPlaces(t *testing.T) {
+	c := redistest.Shared(t).Client(t)
+	b := openBackend(t, c)
+	heard(t, b, "b")
+	acquired(t, b, permit("n", "a", 1))
+	first, second := entering(permit("n", "b", 1)), entering(permit("n", "b", 1))
+	refused(t, b, first)
+	refused(t, b, second)
+	require.NoError(t, b.Resize(t.Context(), "n", 0))
+	end := func() int64 {
+		score, err := c.ZScore(t.Context(), b.LockKey("n"), "x:"+second.Owner).Result()
+		require.NoError(t, err)
+		return int64(score - queuedBase)
+	}
+	require.Less(t, end()-serverNow(t, c), time.Minute.Milliseconds(), "it was woken, and has to answer")
+	first.Also = []string{second.Owner}
+	g := refused(t, b, first)
+	require.Empty(t, g.Gone)
+	require.Greater(t, end()-serverNow(t, c), time.Minute.Milliseconds(), "its place is kept again")
+}
+
+// heldBack lets pipelines of scripts pass only once free is closed, but those that wait for replicas at once.
+type heldBack struct{ entered, free chan struct{} }
+
+func (heldBack) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (heldBack) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return next }
+
+func (h heldBack) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		if strings.HasPrefix(cmds[0].Name(), "eval") && cmds[len(cmds)-1].Name() != "wait" {
+			select {
+			case h.entered <- struct{}{}:
+			default: // the text of the script, which the server did not know
+			}
+			<-h.free
+		}
+		return next(ctx, cmds)
+	}
+}
+
+// Property: Acquire returns when its context ends, also while it gives back what too few replicas confirmed.
+// Broken by: takeBack, context.WithoutCancel(ctx).
+func TestAcquireEndsWithItsContextWhileItGivesBack(t *testing.T) {
+	server := redistest.Start(t)                                                      // it has no replica
+	c := server.Client(t, func(o *redis.Options) { o.ReadTimeout = 2 * time.Second }) // WAIT waits for half of it
+	require.NoError(t, c.Ping(t.Context()).Err())
+	hook := heldBack{entered: make(chan struct{}, 1), free: make(chan struct{})}
+	c.AddHook(hook)
+	b := openBackend(t, c, func(o *rebuild.RedisBackendOptions) { o.Replicas = 1 })
+	ctx, cancel := context.WithCancel(t.Context())
+	over := make(chan error, 1)
+	go func() {
+		_, err := b.Acquire(ctx, exclusive("n", "a"))
+		over <- err
+	}()
+	select {
+	case <-hook.entered:
+	case err := <-over:
+		t.Fatalf("Acquire gave nothing back: %v", err)
+	}
+	cancel()
+	select {
+	case err := <-over:
+		require.ErrorIs(t, err, rebuild.ErrReplicas)
+		close(hook.free)
+	case <-time.After(patience / 2):
+		close(hook.free)
+		t.Fatal("Acquire goes on after the end of its context")
+	}
+}

@@ -73,9 +73,12 @@ func hasMoved(err error) bool {
 	return strings.HasPrefix(said, "MOVED ") || strings.HasPrefix(said, "ASK ")
 }
 
-// passing are the beginnings of Redis's errors that pass by themselves: a failover, a restart or a migration is under way. READONLY can
-// also stand inside of an error: servers before 7 wrap what a script met.
-var passing = []string{"READONLY ", "LOADING ", "TRYAGAIN ", "CLUSTERDOWN ", "MASTERDOWN "}
+// passing are the beginnings of Redis's errors that pass by themselves: a failover, a restart or a migration is under way, too few replicas
+// are connected (min-replicas-to-write), somebody's script takes long, the server has no connection left. READONLY can also stand inside of an
+// error: servers before 7 wrap what a script met.
+var passing = []string{
+	"READONLY ", "LOADING ", "TRYAGAIN ", "CLUSTERDOWN ", "MASTERDOWN ", "NOREPLICAS ", "BUSY ", "ERR max number of clients reached",
+}
 
 // transient reports whether err passes by itself. What is no error of the server is one of the connection, or of the client's pool. A
 // client that was closed stays so.

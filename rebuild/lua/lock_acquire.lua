@@ -56,6 +56,10 @@ if free then
   return finish({ 1, micros, lease, record.hw, processes() })
 end
 
+-- A woken one that finds nothing free counts as not woken, and its place is kept alive by the others of its process again. Else: 1 resize to 0
+-- wakes all who wait, for it does not know their limit; 2 they are refused; 3 only the first of a process goes on asking; 4 the others' places end.
+if ordered and place then record.woken = math.min(record.woken, arrival - 1) end
+
 local gone = {}
 if entry > 0 then
   record.span = math.max(record.span, entry)
