@@ -9,8 +9,8 @@ import (
 // called fn. The context of fn ends with the lease, and with ctx; it carries the lease, for TokenOf.
 //
 // If the lease was lost, ErrLeaseLost is joined to what fn returned, nil or not: what fn wrote may have met another holder's writes.
-// Whether fn returns, panics or leaves by runtime.Goexit, the lock is released. A release that is not answered is no error of Do: the lease
-// ends by itself.
+// Whether fn returns, panics or leaves by runtime.Goexit, the lock is released. A release that is not answered, or only when it is repeated, is
+// no error of Do: the lease ends by itself, or has ended.
 func Do(ctx context.Context, m *Mutex, name string, fn func(context.Context) error) (err error) {
 	lease, err := m.Lock(ctx, name)
 	if err != nil {

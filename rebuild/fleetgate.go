@@ -261,6 +261,10 @@ func (s *Semaphore) askFor(ctx context.Context, name string, probe bool) (lease 
 	if came == outcomeAway || came == outcomeRefused && probe {
 		return nil, true, nil
 	}
+	// The caller's context may have ended after the call had failed for another reason: its end is what the caller is told.
+	if came == outcomeUnknown && ctx.Err() != nil && !errors.Is(err, context.Cause(ctx)) {
+		err = errors.Join(ended(ctx), err)
+	}
 	return lease, false, err
 }
 

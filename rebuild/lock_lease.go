@@ -8,12 +8,20 @@ import (
 	"time"
 )
 
-// errLate is the error of a grant whose answer took nearly as long as the lease.
-var errLate = fmt.Errorf("%w: the grant came too late", ErrUnavailable)
+var (
+	// errLate is the error of a grant whose answer took nearly as long as the lease.
+	errLate = fmt.Errorf("%w: the grant came too late", ErrUnavailable)
+	// errNoAnswer is that of a release that Close did not wait for any longer.
+	errNoAnswer = errors.New("no answer in time")
+	// errUnclear is that of a release whose first copy was not answered, and whose repeat found nothing to release. Either the first one did it,
+	// or the lease had been lost before. The backend knows only who gave the name back last, and that was another one by then.
+	errUnclear = fmt.Errorf("%w: released or lost before, a repeat found nothing", ErrUnavailable)
+)
 
 // holding is what the backend granted to this process once; a lease, or several nested ones, stand on it. Guarded by the lockbook's mu
 // but for what says otherwise.
 type holding struct {
+	name     string // as claim has it. It never changes, and is read without the lock
 	claim    LockClaim
 	token    uint64
 	burn     time.Duration // for its release: > 0 if something that its owner asked for was never answered
@@ -53,7 +61,7 @@ type Lease struct {
 }
 
 // Name returns the name that was locked.
-func (l *Lease) Name() string { return l.h.claim.Name }
+func (l *Lease) Name() string { return l.h.name }
 
 // Token returns the fence: a number greater than that of any grant of the name before. Give it to the resource with every write, and let
 // that refuse a smaller one than it has seen. After the backend lost its data it still grows, unless the backend's clock is behind the last
@@ -84,9 +92,10 @@ func (l *Lease) Check() error {
 // ctx bounds only this wait: the release is sent whatever ctx says, and goes on in the background. One round trip.
 //
 // It returns nil; ErrLeaseLost if the lease had been lost before, whatever was done under it since; an error that matches ErrUnavailable if
-// the release was not answered in time, so that the lease ends by itself (after one such, the ErrLeaseLost of a repeat may mean
-// "released"); or, if ctx ended first, one that matches ctx.Err(). It may be called again, and gives the same answer once there is one. Of
-// nested leases the last Unlock releases; that of an outer one also ends the contexts of those in it.
+// the release was not answered in time, so that the lease ends by itself, or if only a repeat of it was answered and found nothing any more:
+// then the name is free of this lease, and nobody can tell whether it was released or had been lost; or, if ctx ended first, one that matches
+// ctx.Err(). It may be called again, and gives the same answer once there is one. Of nested leases the last Unlock releases; that of an outer
+// one also ends the contexts of those in it.
 func (l *Lease) Unlock(ctx context.Context) error {
 	if last, err := l.book.unlock(l); !last {
 		return err
@@ -106,7 +115,7 @@ func (l *Lease) Unlock(ctx context.Context) error {
 
 // hold books what w was granted, and returns its first lease.
 func (b *lockbook) hold(ctx context.Context, w *lockwaiter, g LockGrant, sent moment) (*Lease, error) {
-	h := &holding{claim: w.claim, token: g.Token, released: make(chan struct{})}
+	h := &holding{name: w.claim.Name, claim: w.claim, token: g.Token, released: make(chan struct{})}
 	if w.unanswered {
 		h.burn = b.burnTime()
 	}
@@ -144,7 +153,10 @@ func (b *lockbook) armLocked(h *holding, g LockGrant, sent moment) {
 	h.timer = time.AfterFunc(h.life-thisMoment().since(sent), func() {
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		b.expireLocked(h, thisMoment())
+		// Not over yet: it was renewed meanwhile, or the wall clock ran ahead when the timer was set, and was set back since.
+		if now := thisMoment(); !b.expireLocked(h, now) && h.life > 0 {
+			h.timer.Reset(h.life - now.since(h.from))
+		}
 	})
 }
 
@@ -242,13 +254,14 @@ func (b *lockbook) releaseLocked(h *holding) {
 	if h.life > 0 {
 		left = h.life - thisMoment().since(h.from)
 	}
-	c, token, burn, until := h.claim, h.token, h.burn, time.Now().Add(left)
+	b.leaving[h] = struct{}{}
+	o := orphan{claim: h.claim, token: h.token, burn: h.burn, until: time.Now().Add(left)}
 	go func() {
 		defer leave()
-		err := b.sendRelease(ctx, c, token, burn, until)
-		if errors.Is(err, ErrLeaseLost) {
-			err = ErrLeaseLost
-		}
+		err := b.sendRelease(ctx, o)
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		delete(b.leaving, h)
 		h.answer = err
 		close(h.released)
 	}()

@@ -7,7 +7,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
+	"slices"
 	"sync"
 	"time"
 )
@@ -44,8 +46,10 @@ type lockbook struct {
 	sharing   bool   // of an RWMutex: a write lease may become a read lease
 	fleet     *fleet // told how many processes use a name; nil: nobody asks
 
-	work     *roster // callers, the watchdog, the watch: Close ends them first
-	releases *roster // releases under way: Close gives them closeTime
+	work     *roster       // callers, the watchdog, the watch: Close ends them first
+	releases *roster       // releases under way: Close gives them closeTime
+	over     chan struct{} // closed when Close has ended, and closeErr stands
+	closeErr error
 	orphans  *orphans
 	rouse    chan struct{} // room for one: the watchdog renews now
 
@@ -53,6 +57,7 @@ type lockbook struct {
 	closed   bool
 	floor    uint64
 	held     map[*holding]struct{}
+	leaving  map[*holding]struct{}  // not held any more, and their release is not answered
 	guarded  bool                   // the watchdog runs
 	queues   map[string]*lockqueue  // by name; none is empty
 	waiters  map[string]*lockwaiter // by owner: all that are in queues
@@ -79,10 +84,11 @@ func newLockbook(b Backend, lease time.Duration, ordered, reentrant bool) (*lock
 	}
 	book := &lockbook{
 		backend: b, process: hexadecimal(8), lease: lease, ordered: ordered, reentrant: reentrant,
-		work: newRoster(), releases: newRoster(), rouse: make(chan struct{}, 1),
-		held: map[*holding]struct{}{}, queues: map[string]*lockqueue{}, waiters: map[string]*lockwaiter{}, settled: make(chan struct{}),
+		work: newRoster(), releases: newRoster(), over: make(chan struct{}), rouse: make(chan struct{}, 1),
+		held: map[*holding]struct{}{}, leaving: map[*holding]struct{}{},
+		queues: map[string]*lockqueue{}, waiters: map[string]*lockwaiter{}, settled: make(chan struct{}),
 	}
-	book.orphans = &orphans{book: book}
+	book.orphans = newOrphans(book)
 	return book, nil
 }
 
@@ -185,31 +191,54 @@ func repeatable(ctx context.Context, err error) bool {
 	return errors.Is(err, ErrUnavailable) || ctx.Err() == nil && (errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled))
 }
 
+// ours is the error of a call that was made under limited, a shorter time within ctx. Where only that time was over, the error says so: it must
+// not match the end of a context, or the caller takes it for that of its own, which has not ended.
+func ours(ctx, limited context.Context, err error) error {
+	if ctx.Err() == nil && limited.Err() != nil && (errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)) {
+		return fmt.Errorf("%w: no answer in time", ErrUnavailable)
+	}
+	return err
+}
+
 // close ends those who wait with ErrClosed, releases what is held, and returns when everything has ended: releases that
-// have no answer after closeTime are given up, and what they were to release ends by itself.
+// have no answer after closeTime are given up, and what they were to release ends by itself. A second close waits for the first one, since it
+// would cut off the releases of that, and says the same.
 func (b *lockbook) close() error {
 	b.mu.Lock()
+	second := b.closed
 	b.closed = true
 	b.mu.Unlock()
+	if second {
+		<-b.over
+		return b.closeErr
+	}
+	defer close(b.over)
+	b.closeErr = b.end()
+	return b.closeErr
+}
+
+// end is what close does.
+func (b *lockbook) end() error {
 	limited, cancel := context.WithTimeout(context.Background(), closeTime)
 	defer cancel()
 	over, now := context.WithCancel(limited)
 	now()
 	b.work.close(over) // does not wait yet
-	unanswered := b.surrender(limited)
+	n, why := b.surrender(limited)
 	b.work.close(limited)
 	b.orphans.drain(limited)
 	cancel()
 	b.releases.close(context.Background())
 	b.work.close(context.Background())
-	if unanswered > 0 {
-		return fmt.Errorf("rebuild: %d locks were not released: their leases end by themselves: %w", unanswered, ErrUnavailable)
+	if n > 0 {
+		return fmt.Errorf("rebuild: %d locks were not released, their leases end by themselves: %w: %w", n, ErrUnavailable, why)
 	}
 	return nil
 }
 
-// surrender releases everything that is held, and returns how many releases were not answered when ctx ended.
-func (b *lockbook) surrender(ctx context.Context) (unanswered int) {
+// surrender releases everything that is held, and waits for that and for the releases that Unlock began, at most until ctx ends. It returns
+// how many were not released, and why one of them was not.
+func (b *lockbook) surrender(ctx context.Context) (n int, why error) {
 	b.mu.Lock()
 	all := make([]*holding, 0, len(b.held))
 	for h := range b.held {
@@ -219,19 +248,31 @@ func (b *lockbook) surrender(ctx context.Context) (unanswered int) {
 		h.endLocked(ErrClosed)
 		b.releaseLocked(h)
 	}
+	all = slices.AppendSeq(all[:0], maps.Keys(b.leaving))
 	b.mu.Unlock()
 	for _, h := range all {
 		select {
 		case <-h.released:
 		case <-ctx.Done():
-			select {
-			case <-h.released:
-			default:
-				unanswered++
-			}
+		}
+		if err := h.remains(); err != nil {
+			n, why = n+1, err
 		}
 	}
-	return unanswered
+	return n, why
+}
+
+// remains returns why h, whose release was sent, may stand in the backend still; nil: it does not.
+func (h *holding) remains() error {
+	select {
+	case <-h.released:
+	default:
+		return errNoAnswer
+	}
+	if errors.Is(h.answer, ErrLeaseLost) || errors.Is(h.answer, errUnclear) {
+		return nil
+	}
+	return h.answer // refused, or given up because the lease is over by now
 }
 
 // lockqueue are the callers of this process who wait for one name, in the order in which they came.

@@ -25,8 +25,8 @@ type Leases struct {
 // LockMany returns leases of all names, of which there may be 1,000; one that is given twice counts once. It blocks until nobody else has
 // any of them; errors are as those of Lock, and then none is held.
 //
-// Two that ask for the same names in different order do not wait for each other for ever: all are tried at once, and those that follow the
-// first refused one, by name, are let go before it is waited for. For the same reason a name that comes before one that ctx carries as a
+// Two that ask for the same names in different order do not wait for each other for ever: all are tried at once, and those that follow a
+// refused one, by name, are let go before it is waited for. For the same reason a name that comes before one that ctx carries as a
 // lease of this Mutex is only tried: ErrLocked.
 //
 // As many round trips as names at most where all are free, 16 of them at a time.
@@ -43,20 +43,22 @@ func (m *Mutex) LockMany(ctx context.Context, names ...string) (*Leases, error) 
 		}
 	}
 	got := m.tryMany(ctx, names)
-	refused := slices.Index(got, nil)
-	if refused < 0 {
-		refused = len(names)
-	}
-	letGo(got[refused:]) // nobody waits while he holds what comes after the name that he waits for
-	got = got[:refused]
 	highest := m.book.highestCarried(ctx)
-	for i := refused; i < len(names); i++ {
-		l, err := m.lockNext(ctx, got, names[i], names[i] < highest)
+	for i, name := range names {
+		if got[i] != nil {
+			continue
+		}
+		try := name < highest
+		if !try { // nobody waits while he holds what comes after the name that he waits for
+			letGo(got[i:])
+			clear(got[i:])
+		} // who only tries keeps it: tried again, it could be refused by its own release, which is not answered yet
+		l, err := m.lockNext(ctx, got[:i], name, try)
 		if err != nil {
 			letGo(got)
 			return nil, err
 		}
-		got = append(got, l)
+		got[i] = l
 	}
 	leases := m.book.bundle(ctx, got)
 	if err := leases.Check(); err != nil { // lost, or closed, while the others were waited for

@@ -186,3 +186,29 @@ func TestLockManyTriesTogether(t *testing.T) {
 		require.Equal(t, 2*time.Millisecond, time.Since(begun), "one round trip")
 	})
 }
+
+// Property: a name that is only tried, since a later one is held, is not refused because of LockMany's own first try, whose release is not
+// answered yet.
+// Broken by: LockMany, `if !try` -> always.
+func TestLockManyIsNotRefusedByItsOwnTry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newMemBackend()
+		m := newMutex(t, b, MutexOptions{})
+		later := mustLock(t, m.Lock, "z")
+		var refused, unanswered atomic.Bool
+		b.faulty(func(op string, c LockClaim) memFault {
+			switch {
+			case op == "acquire" && c.Name == "a" && !refused.Swap(true):
+				return memFault{drop: true, err: ErrLocked} // somebody has it for this moment only
+			case op == "release" && !unanswered.Swap(true):
+				return memFault{drop: true, err: ErrUnavailable}
+			}
+			return memFault{}
+		})
+		ls, err := m.LockMany(later.Context(), "a", "b")
+		require.NoError(t, err, "nobody else has a or b")
+		require.Len(t, ls.Tokens(), 2)
+		require.True(t, refused.Load())
+		require.False(t, unanswered.Load(), "nothing was given back")
+	})
+}

@@ -72,6 +72,7 @@ func (m *Mutex) TryLock(ctx context.Context, name string) (*Lease, error) {
 }
 
 // Close ends those who wait with ErrClosed, and all leases: their contexts end with the cause ErrClosed, and they are released. It blocks
-// until that is answered, a second at most; if something was not it returns an error that matches ErrUnavailable, and those leases end by
-// themselves. No goroutine is left. It may be called again. Afterwards Lock and TryLock return ErrClosed.
+// until that is answered, and the releases of Unlock are too, a second at most. If something was not released, because nothing answered or
+// because the backend refused, it returns an error that matches ErrUnavailable and what the backend said; those leases end by themselves. No
+// goroutine is left. It may be called again, at the same time too, and says the same. Afterwards Lock and TryLock return ErrClosed.
 func (m *Mutex) Close() error { return m.book.close() }

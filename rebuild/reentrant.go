@@ -50,6 +50,8 @@ func (b *lockbook) nest(ctx context.Context, w want) (lease *Lease, here bool, e
 		return nil, false, nil
 	case w.kind == exclusive && outer.h.kind() == shared:
 		return nil, true, fmt.Errorf("%w: a read lease of %q cannot become a write lease; unlock it first", ErrLocked, w.name)
+	case w.kind == exclusive && outer.h.changing: // it would be a write lease of what is a read lease a moment later
+		return nil, true, fmt.Errorf("%w: the write lease of %q is being downgraded", ErrLocked, w.name)
 	case !b.reentrant:
 		return nil, true, fmt.Errorf("%w: by the lease of %q whose context was given: it would wait for itself", ErrLocked, w.name)
 	}

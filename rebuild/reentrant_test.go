@@ -206,3 +206,26 @@ func TestPanicAndGoexitInDoUnlock(t *testing.T) {
 		mustLock(t, m.TryLock, "n")
 	})
 }
+
+// Property: no write lease is nested in one that is being downgraded: it would be one of a read lease, beside other readers.
+// Broken by: nest, `w.kind == exclusive && outer.h.changing`.
+func TestNoWriteLeaseIsNestedDuringADowngrade(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newMemBackend()
+		m, other := newRWMutex(t, b, MutexOptions{Reentrant: true}), newRWMutex(t, b, MutexOptions{})
+		outer := mustLock(t, m.Lock, "n")
+		b.faulty(func(op string, _ LockClaim) memFault {
+			return memFault{slow: map[string]time.Duration{"downgrade": 100 * time.Millisecond}[op]}
+		})
+		done := make(chan error, 1)
+		go func() { done <- outer.Downgrade(t.Context()) }()
+		synctest.Wait()
+		_, err := m.Lock(outer.Context(), "n")
+		require.ErrorIs(t, err, ErrLocked)
+		inner, err := m.RLock(outer.Context(), "n")
+		require.NoError(t, err, "reading goes on")
+		require.NoError(t, <-done)
+		mustLock(t, other.TryRLock, "n")
+		require.NoError(t, inner.Check())
+	})
+}

@@ -65,7 +65,8 @@ func (m *RWMutex) Close() error { return m.book.close() }
 //
 // It fails, with the lease as it was, for a lease that is no write lease of an RWMutex, for one that others are nested in, after its end
 // (as Check says), and with errors.ErrUnsupported on a Backend that cannot. If the backend does not answer until ctx ends nobody knows
-// which of the two the lease is: it counts as lost then, and the error matches ErrLeaseLost.
+// which of the two the lease is: it counts as lost then, and the error matches ErrLeaseLost; at Close it is released, and the error is
+// ErrClosed. While it blocks, Lock under this lease fails with ErrLocked.
 func (l *Lease) Downgrade(ctx context.Context) error {
 	b := l.book
 	backend, ok := b.backend.(Downgrader)
@@ -75,6 +76,11 @@ func (l *Lease) Downgrade(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return ended(ctx)
 	}
+	ctx, leave, err := b.work.join(ctx) // Close waits for it, since what becomes of the lease is to be released too
+	if err != nil {
+		return err
+	}
+	defer leave()
 	c, token, err := b.beginDowngrade(l)
 	if err != nil {
 		return err
@@ -87,6 +93,7 @@ func (l *Lease) Downgrade(ctx context.Context) error {
 		limited, cancel := context.WithTimeout(ctx, callTime(b.lease))
 		sent := thisMoment()
 		g, err := backend.Downgrade(limited, c, token, after.Owner)
+		err = ours(ctx, limited, err)
 		cancel()
 		if err == nil {
 			return b.downgraded(l, after, g, sent, unanswered)
@@ -110,7 +117,7 @@ func (b *lockbook) beginDowngrade(l *Lease) (LockClaim, uint64, error) {
 	defer b.mu.Unlock()
 	h := l.h
 	switch {
-	case b.expireLocked(h, thisMoment()) || l.over:
+	case b.expireLocked(h, thisMoment()) || context.Cause(l.ctx) != nil:
 		return LockClaim{}, 0, context.Cause(l.ctx)
 	case !b.sharing || h.kind() != exclusive:
 		return LockClaim{}, 0, fmt.Errorf("rebuild: the lease of %q is no write lease of an RWMutex", l.Name())
@@ -136,6 +143,9 @@ func (b *lockbook) downgraded(l *Lease, after LockClaim, g LockGrant, sent momen
 		b.orphans.add(orphan{claim: after, burn: burn})
 		return context.Cause(l.ctx)
 	}
+	if h.burn > 0 { // something that the write owner asked for was never answered: a late copy of it is not to be granted
+		b.orphans.add(orphan{claim: h.claim, burn: h.burn})
+	}
 	h.claim, h.burn = after, burn
 	b.armLocked(h, g, sent)
 	return nil
@@ -149,7 +159,12 @@ func (b *lockbook) undecided(h *holding, after LockClaim, err error) error {
 	b.orphans.add(orphan{claim: after, burn: b.burnTime()})
 	if _, here := b.held[h]; here {
 		h.burn = b.burnTime()
-		b.loseLocked(h, true)
+		if !b.closed { // else it is for Close to release, and to say so if it cannot
+			b.loseLocked(h, true)
+		}
+	}
+	if b.closed {
+		return ErrClosed
 	}
 	if errors.Is(err, ErrLeaseLost) {
 		return ErrLeaseLost

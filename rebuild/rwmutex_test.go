@@ -279,3 +279,66 @@ func TestDowngradeOfWhatCannotBe(t *testing.T) {
 		require.ErrorIs(t, small.Downgrade(t.Context()), errors.ErrUnsupported)
 	})
 }
+
+// Property: after the Unlock of the outer lease a nested one is over, though the name is held for it: it cannot be downgraded.
+// Broken by: beginDowngrade, `context.Cause(l.ctx) != nil` -> l.over.
+func TestDowngradeAfterTheOuterUnlockFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newMemBackend()
+		m := newRWMutex(t, b, MutexOptions{Reentrant: true})
+		outer := mustLock(t, m.Lock, "n")
+		inner, err := m.Lock(outer.Context(), "n")
+		require.NoError(t, err)
+		require.NoError(t, outer.Unlock(t.Context()))
+		require.Equal(t, context.Canceled, inner.Downgrade(t.Context()))
+		require.Zero(t, b.count("downgrade"))
+		require.NoError(t, inner.Unlock(t.Context()))
+	})
+}
+
+// Property: if a request of the writer was never answered, no late copy of it is granted after the lease was downgraded and released.
+// Broken by: downgraded, `if h.burn > 0`.
+func TestDowngradeKeepsTheBurnOfTheWriter(t *testing.T) {
+	for _, downgrade := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			b := newMemBackend()
+			m, other := newRWMutex(t, b, MutexOptions{}), newRWMutex(t, b, MutexOptions{})
+			var late *LockClaim
+			b.faulty(func(op string, c LockClaim) memFault {
+				if op == "acquire" && late == nil {
+					late = &c
+					return memFault{drop: true, err: ErrUnavailable} // it is on its way still
+				}
+				return memFault{}
+			})
+			l := mustLock(t, m.Lock, "n")
+			if downgrade {
+				require.NoError(t, l.Downgrade(t.Context()))
+			}
+			require.NoError(t, l.Unlock(t.Context()))
+			synctest.Wait()
+			_, err := b.Acquire(t.Context(), *late)
+			require.ErrorIs(t, err, ErrLeaseLost, "a late copy, downgraded %v", downgrade)
+			mustLock(t, other.TryLock, "n")
+		})
+	}
+}
+
+// Property: Name and TokenOf may be called while Downgrade changes what the lease stands on (the race detector looks).
+// Broken by: Name, l.h.claim.Name.
+func TestNameCanBeReadDuringADowngrade(t *testing.T) {
+	m := newRWMutex(t, newMemBackend(), MutexOptions{})
+	l := mustLock(t, m.Lock, "n")
+	var all sync.WaitGroup
+	all.Go(func() {
+		for range 1000 {
+			_, ok := TokenOf(l.Context(), "n")
+			if !ok || l.Name() != "n" {
+				t.Error("the context carries no lease of the name")
+			}
+		}
+	})
+	require.NoError(t, l.Downgrade(t.Context()))
+	all.Wait()
+	require.NoError(t, l.Unlock(t.Context()))
+}

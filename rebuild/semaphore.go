@@ -101,7 +101,7 @@ func (s *Semaphore) Resize(ctx context.Context, name string, limit int) error {
 	limited, cancel := context.WithTimeout(ctx, callTime(s.book.lease))
 	defer cancel()
 	if err := backend.Resize(limited, name, limit); err != nil {
-		return err
+		return ours(ctx, limited, err)
 	}
 	s.fleet.resized(name, limit)
 	return nil

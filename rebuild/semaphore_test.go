@@ -298,3 +298,72 @@ func TestFleetForgetsIdleNames(t *testing.T) {
 	require.LessOrEqual(t, len(f.names), fleetNames)
 	require.Equal(t, 3, f.names["kept"].processes)
 }
+
+// Property: Resize to 0 wakes all who wait, and those for whom there is no permit keep their places, however long it takes then.
+// Broken by: lua/lock_acquire.lua, `record.woken = math.min(…)`, as here memBackend.acquire, `n.woken = min(…)`.
+func TestResizeToZeroKeepsTheOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newMemBackend()
+		b.trip = time.Millisecond
+		one := SemaphoreOptions{Limit: 1}
+		s, early, late := newSemaphore(t, b, one), newSemaphore(t, b, one), newSemaphore(t, b, one)
+		held := mustLock(t, s.Acquire, "n")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		var answers []<-chan got
+		wait := func(s *Semaphore) {
+			answers = append(answers, locking(ctx, s.Acquire, "n"))
+			pass(100 * time.Millisecond) // it has its place
+		}
+		for range 3 {
+			wait(early)
+		}
+		require.NoError(t, s.Resize(t.Context(), "n", 0))
+		wait(late)
+		pass(10 * time.Second)
+		require.NoError(t, held.Unlock(t.Context()))
+		var before time.Time
+		for i, answer := range answers {
+			g := <-answer
+			require.NoError(t, g.err, "waiter %d", i)
+			require.True(t, g.at.After(before), "waiter %d was passed by the one behind it", i)
+			before = g.at
+			require.NoError(t, g.lease.Unlock(t.Context()))
+		}
+	})
+}
+
+// endingBackend is one whose caller's context ends when a call was given up.
+type endingBackend struct {
+	*memBackend
+	end context.CancelCauseFunc
+}
+
+var errEnough = errors.New("had enough")
+
+func (b endingBackend) Acquire(ctx context.Context, c LockClaim) (LockGrant, error) {
+	g, err := b.memBackend.Acquire(ctx, c)
+	if errors.Is(err, errAway) {
+		b.end(errEnough)
+	}
+	return g, err
+}
+
+// Property: a caller of Enter whose context ends at the moment at which its call is given up, because the backend is away, is told of that end.
+// Broken by: askFor, errors.Join(ended(ctx), err).
+func TestFleetGateTellsTheEndOfTheCallersContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := endingBackend{memBackend: newMemBackend()}
+		ctx, cancel := context.WithCancelCause(t.Context())
+		b.end = cancel
+		s := newSemaphore(t, b, SemaphoreOptions{Limit: 5})
+		b.faulty(func(string, LockClaim) memFault { return memFault{drop: true, hang: true} })
+		first := entering(t.Context(), s)
+		pass(100 * time.Millisecond)
+		second := entering(ctx, s)
+		e := <-first
+		require.NoError(t, e.err)
+		e.leave()
+		require.ErrorIs(t, (<-second).err, errEnough)
+	})
+}

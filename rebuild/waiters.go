@@ -153,6 +153,7 @@ func (b *lockbook) ask(ctx context.Context, w *lockwaiter) (g LockGrant, sent mo
 	if err == nil && g.Left > 0 && thisMoment().since(sent) >= g.Left-b.margin() {
 		err = errLate
 	}
+	err = ours(ctx, limited, err)
 	answered := err == nil || errors.Is(err, ErrLocked)
 	if !answered {
 		w.unanswered = true
