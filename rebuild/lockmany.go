@@ -23,7 +23,7 @@ type Leases struct {
 }
 
 // LockMany returns leases of all names, of which there may be 1,000; one that is given twice counts once. It blocks until nobody else has
-// any of them; errors are as those of Lock, and then none is held.
+// any of them; errors are as those of Lock, and then none is held, but for what was not released yet when ctx ended.
 //
 // Two that ask for the same names in different order do not wait for each other for ever: all are tried at once, and those that follow a
 // refused one, by name, are let go before it is waited for. For the same reason a name that comes before one that ctx carries as a
@@ -55,14 +55,14 @@ func (m *Mutex) LockMany(ctx context.Context, names ...string) (*Leases, error) 
 		} // who only tries keeps it: tried again, it could be refused by its own release, which is not answered yet
 		l, err := m.lockNext(ctx, got[:i], name, try)
 		if err != nil {
-			letGo(got)
+			giveUp(ctx, got)
 			return nil, err
 		}
 		got[i] = l
 	}
 	leases := m.book.bundle(ctx, got)
 	if err := leases.Check(); err != nil { // lost, or closed, while the others were waited for
-		letGo(got)
+		giveUp(ctx, got)
 		return nil, err
 	}
 	return leases, nil
@@ -105,6 +105,17 @@ func letGo(leases []*Lease) {
 	for _, l := range leases {
 		if l != nil {
 			_, _ = l.book.unlock(l)
+		}
+	}
+}
+
+// giveUp releases leases, of which some are nil, and waits for the answers until ctx ends: who was told that he has nothing may try the same names
+// next, and must not be refused by his own.
+func giveUp(ctx context.Context, leases []*Lease) {
+	letGo(leases)
+	for _, l := range leases {
+		if l != nil {
+			_ = l.Unlock(ctx)
 		}
 	}
 }
