@@ -51,9 +51,9 @@ type update[K comparable, V any] struct {
 	run  *write // as what a failover must not end
 
 	mu      sync.Mutex
-	renews  bool                // a renewal may have opened again what the begin did not
-	closed  map[string]struct{} // whose begin was not carried out: there is nothing to end
-	pending map[string]struct{} // what may be so after the end
+	renews  bool  // a renewal may have opened again what the begin did not
+	closed  idSet // whose begin was not carried out: there is nothing to end
+	pending idSet // what may be so after the end
 }
 
 // Begin is the first delete. Reads go on, each kept for DeleteWindow at most.
@@ -67,9 +67,9 @@ func (u *update[K, V]) Begin(ctx context.Context) error {
 	defer u.mu.Unlock()
 	for id, r := range failed {
 		if r.Unknown() {
-			add(&u.pending, id)
+			u.pending.add(id)
 		} else {
-			add(&u.closed, id)
+			u.closed.add(id)
 		}
 	}
 	return err
@@ -103,15 +103,18 @@ func (u *update[K, V]) renewed(id string, err error) {
 	defer u.mu.Unlock()
 	u.renews = true
 	if err != nil {
-		add(&u.pending, id)
+		u.pending.add(id)
 	}
 }
 
-func add(set *map[string]struct{}, id string) {
-	if *set == nil {
-		*set = map[string]struct{}{}
+// idSet is made by the first key that is added: most Updates have none.
+type idSet map[string]struct{}
+
+func (s *idSet) add(id string) {
+	if *s == nil {
+		*s = idSet{}
 	}
-	(*set)[id] = struct{}{}
+	(*s)[id] = struct{}{}
 }
 
 // End is the second delete. It is owed for the keys that may be pending after it.
@@ -121,7 +124,7 @@ func (u *update[K, V]) End(ctx context.Context) error {
 	failed, err := u.c.tryInvalidateShared(ctx, layers.End, u.op, u.ids)
 	for id := range failed {
 		if _, closed := u.closed[id]; !closed || u.renews {
-			add(&u.pending, id)
+			u.pending.add(id)
 		}
 	}
 	if len(u.pending) > 0 {
