@@ -8,11 +8,13 @@ import (
 	"io"
 	"os/exec"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 
 	"github.com/tiercache/tiercache/bloom"
+	"github.com/tiercache/tiercache/layers"
 	"github.com/tiercache/tiercache/rebuild"
 )
 
@@ -313,20 +315,24 @@ func (p *play) hold(some []*child) error {
 	return each(some, order{Do: "heard", Heard: announced})
 }
 
-// build has a process build a filter and waits for it.
+// build has a process build a filter and waits for it. A build that meets a server that is late, as one on a busy machine may be, is begun again.
 func (p *play) build(i, perSecond int) error {
-	if _, err := p.fleet[i].do(order{Do: "build", PerSec: perSecond}); err != nil {
-		return err
+	for try := 1; ; try++ {
+		if _, err := p.fleet[i].do(order{Do: "build", PerSec: perSecond}); err != nil {
+			return err
+		}
+		a, err := p.fleet[i].do(order{Do: "built"})
+		switch {
+		case err != nil:
+			return err
+		case a.Error == "":
+			p.report.Builds = append(p.report.Builds, a.Took)
+			return nil
+		case try == 5 || !strings.Contains(a.Error, layers.ErrUnreachable.Error()) && !strings.Contains(a.Error, layers.ErrTimeout.Error()):
+			return fmt.Errorf("filterlife: building: %s", a.Error)
+		}
+		<-time.After(time.Second)
 	}
-	a, err := p.fleet[i].do(order{Do: "built"})
-	if err != nil {
-		return err
-	}
-	if a.Error != "" {
-		return fmt.Errorf("filterlife: building: %s", a.Error)
-	}
-	p.report.Builds = append(p.report.Builds, a.Took)
-	return nil
 }
 
 // believed waits until every process believes a filter.
