@@ -81,12 +81,7 @@ func (c *Cache[K, V]) acquireMany(ctx context.Context, parts []part[K, V], held 
 			refused = append(refused, p)
 			continue
 		}
-		var said rebuild.Answer
-		var done bool
-		err := ofItsKey(func() { said, done = p.claim.judge(got) })
-		switch {
-		case err != nil:
-			p.call.Finish(answer[V]{}, err)
+		switch said, done := p.claim.judge(got); {
 		case done && said.Verdict == rebuild.Granted:
 			granted = append(granted, p)
 		case done && said.Verdict == rebuild.Found:

@@ -25,7 +25,10 @@ func (c *Cache[K, V]) Get(ctx context.Context, key K) (V, error) {
 	switch state {
 	case layers.Hit:
 		c.memoryHit(key)
-		return c.cloned(v), nil
+		if c.o.Clone == nil {
+			return v, nil
+		}
+		return c.copyOut(key, v)
 	case layers.HitAbsent:
 		c.count.absentHits.Add(1)
 		return v, ErrNotFound

@@ -71,9 +71,10 @@
 //	    TestStaleIfErrorUpToMaxStale, TestStaleIsAnsweredWhileTheSourceFails, TestFailingKeyBacksOffFromTheSecondFailure,
 //	    TestSharedBackOff, TestFailingSourceIsAskedNoMore, TestRefusedLoadGivesItsLeaseBack, TestStormOfTheSource
 //	P9  A cancelled or expired caller leaves at once and harms no one else; a panic or Goexit of a loader is an error for those who wait
-//	    and harms no one else.
+//	    and harms no one else; so is a panic of Options.Clone for who is to be given that value.
 //	    TestCancelledCallerHarmsNoOne, TestLoaderPanicHarmsNoOneElse, TestCallersLeaveAtTheirOwnEndAndTheLoadGoesOn,
-//	    TestLoaderThatPanicsOrEndsItsGoroutineHarmsNobody, TestPanickingHookEndsNothing
+//	    TestLoaderThatPanicsOrEndsItsGoroutineHarmsNobody, TestPanickingHookEndsNothing,
+//	    TestPanicOfCloneIsItsCallersError, TestPanicOfCloneHarmsNoOtherKey, TestPanicOfCloneLeavesNothingOlderInMemory
 //	P10 What cannot be read in Redis (truncated, foreign, of another schema, too large) is a miss that repairs itself once.
 //	    TestUnreadableEntryIsRepairedOnce, TestUnreadableEntryThatComesBackDoesNotHoldUpTheLoad, FuzzParseEnvelope
 //	P11 Everything is bounded: bytes, goroutines, queues, waiters; nothing in Redis is without expiry. Close is idempotent and leaves no

@@ -44,7 +44,7 @@ var (
 	ErrNilContext = errors.New("tiercache: nil context")
 )
 
-// PanicError is what callers get when a loader panicked: the value it panicked with and its stack. It comes inside a *LoadError.
+// PanicError is what callers get when a loader, or Options.Clone, panicked: the value it panicked with and its stack. It comes inside a *LoadError.
 type PanicError = rebuild.PanicError
 
 // LoadError says that one key could not be had from the source: the loader failed, timed out or panicked, or could not be called

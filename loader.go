@@ -54,9 +54,13 @@ func (c *Cache[K, V]) GetEntry(ctx context.Context, key K) (Entry[V], error) {
 		return Entry[V]{Tier: Memory}, ErrNotFound
 	} else if state == layers.Hit {
 		c.memoryHit(key)
-		e := Entry[V]{Value: c.cloned(v), Tier: Memory}
+		e := Entry[V]{Value: v, Tier: Memory}
 		if copied, ok := c.local.Look(key); ok {
-			e.Value, e.Age, e.FreshFor = c.cloned(copied.Value), time.Since(copied.Born), freshFor(copied.Soft)
+			e.Value, e.Age, e.FreshFor = copied.Value, time.Since(copied.Born), freshFor(copied.Soft)
+		}
+		var err error
+		if e.Value, err = c.copyOut(key, e.Value); err != nil {
+			return Entry[V]{Tier: Memory}, err
 		}
 		return e, nil
 	}
@@ -103,8 +107,17 @@ func (c *Cache[K, V]) settle(ctx context.Context, key K, id string, a *answer[V]
 		}
 		return ErrNotFound
 	}
-	a.Value = c.cloned(a.Value)
-	return nil
+	a.Value, err = c.copyOut(key, a.Value)
+	return err
+}
+
+// copyOut is the value as a caller is given it: its own where Options.Clone is given, whose panic is an error of this key alone.
+func (c *Cache[K, V]) copyOut(key K, v V) (V, error) {
+	copied, err := c.cloned(v)
+	if err != nil {
+		return copied, &LoadError{Key: c.keys.text(key), Err: err}
+	}
+	return copied, nil
 }
 
 // failed is settle for an error: the error that the caller is given, or nil if a is a stale copy now.
@@ -221,33 +234,43 @@ func countsAsFailure(err error) bool {
 // keep puts an entry into memory if the mark still stands. What a Refresh brings is a new beginning: marks taken before refuse from then
 // on, so that a slower reader of what it replaced does not put that over it.
 func (c *Cache[K, V]) keep(key K, e layers.Entry[V], mark layers.Mark, why cause) {
-	e = c.inward(e)
-	if why.refresh {
+	switch e, ok := c.inward(e); {
+	case !ok:
+		c.local.Kill(key, mark, why.begun)
+	case why.refresh:
 		c.local.Supersede(key, e, mark, why.begun)
-		return
+	default:
+		c.local.Put(key, e, mark)
 	}
-	c.local.Put(key, e, mark)
-}
-
-// inward is e as memory keeps it: with a value of its own where Options.Clone is given.
-func (c *Cache[K, V]) inward(e layers.Entry[V]) layers.Entry[V] {
-	if !e.Absent {
-		e.Value = c.cloned(e.Value)
-	}
-	return e
 }
 
 // keepDoubtful puts an entry into memory that is asked again as soon as Redis can be asked.
 func (c *Cache[K, V]) keepDoubtful(key K, e layers.Entry[V], mark layers.Mark) {
-	c.local.PutDoubtful(key, c.inward(e), mark)
+	if e, ok := c.inward(e); ok {
+		c.local.PutDoubtful(key, e, mark)
+		return
+	}
+	c.local.Kill(key, mark, time.Time{})
 }
 
-// cloned is v, or a copy of it where Options.Clone is given.
-func (c *Cache[K, V]) cloned(v V) V {
-	if c.o.Clone == nil {
-		return v
+// inward is e as memory keeps it: with a value of its own where Options.Clone is given. False: that panicked; memory keeps nothing, and what
+// e replaces must go.
+func (c *Cache[K, V]) inward(e layers.Entry[V]) (layers.Entry[V], bool) {
+	if e.Absent {
+		return e, true
 	}
-	return c.o.Clone(v)
+	v, err := c.cloned(e.Value)
+	e.Value = v
+	return e, err == nil
+}
+
+// cloned is v, or a copy of it where Options.Clone is given. A panic of that is a *PanicError.
+func (c *Cache[K, V]) cloned(v V) (copied V, err error) {
+	if c.o.Clone == nil {
+		return v, nil
+	}
+	err = ofItsKey(func() { copied = c.o.Clone(v) })
+	return copied, err
 }
 
 // hashSeed makes the hashes that hooks are told: stable in one process, meaningless outside it.

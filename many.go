@@ -85,7 +85,7 @@ func (b *batch[K, V]) fromMemory(ctx context.Context, keys []K, ids []string) []
 		switch v, state := b.c.local.Get(key); state {
 		case layers.Hit:
 			b.c.memoryHit(key)
-			b.found[key] = b.c.cloned(v)
+			b.hand(key, v)
 			continue
 		case layers.HitAbsent:
 			b.c.count.absentHits.Add(1)
@@ -200,6 +200,16 @@ func (b *batch[K, V]) lead(ctx context.Context, wants []want[K, V], how func(id 
 	return wants
 }
 
+// hand notes the value of one key.
+func (b *batch[K, V]) hand(key K, v V) {
+	v, err := b.c.copyOut(key, v)
+	if err != nil {
+		b.errs = append(b.errs, err)
+		return
+	}
+	b.found[key] = v
+}
+
 // settle notes the answer of one key.
 func (b *batch[K, V]) settle(ctx context.Context, w want[K, V], a answer[V], err error) {
 	err = b.c.settle(ctx, w.key, w.id, &a, err)
@@ -221,7 +231,7 @@ func (b *batch[K, V]) settle(ctx context.Context, w want[K, V], a answer[V], err
 func (b *batch[K, V]) result(ctx context.Context) (map[K]V, error) {
 	for _, twin := range b.twins {
 		if v, ok := b.found[twin[0]]; ok {
-			b.found[twin[1]] = b.c.cloned(v)
+			b.hand(twin[1], v)
 		}
 	}
 	if b.cut {

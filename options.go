@@ -63,7 +63,7 @@ type Options[K comparable, V any] struct {
 	KeyString func(K) string          // the string form of a key, its identity in every tier; see the package comment
 	ParseKey  func(string) (K, error) // the way back from a key's string form, for WarmList: needed with KeyString, and by types that do not unmarshal their text
 	ValidKey  func(K) bool            // whether a key can exist at all; see the package comment; nil: every key can
-	Clone     func(V) V               // copies a value on its way into memory and out to each caller; nil: values are shared
+	Clone     func(V) V               // copies a value on its way into memory and out to each caller; a panic is a *PanicError for that caller; nil: values are shared
 	Hooks     *Hooks                  // told what happens; nil: nobody is
 	Logger    *slog.Logger            // slog.Default()
 }

@@ -221,7 +221,8 @@ func (c *Cache[K, V]) setAlone(key K, id string, e layers.Entry[V], lives layers
 	c.fillWindows.Open(id)
 	alive(&e, lives)
 	e.Cap(cut)
-	c.local.Replace(key, c.inward(e), mark, true)
+	e, kept := c.inward(e)
+	c.local.Replace(key, e, mark, kept)
 	c.flights.Forget(id)
 }
 
@@ -254,7 +255,8 @@ func (c *Cache[K, V]) setShared(ctx context.Context, key K, id string, e layers.
 	e.Born, e.Size = filled.Born, len(fill.Payload)
 	alive(&e, lives)
 	e.Cap(filled.Hard)
-	c.local.Replace(key, c.inward(e), mark, stored)
+	e, kept := c.inward(e)
+	c.local.Replace(key, e, mark, stored && kept)
 	c.flights.Forget(id)
 	return err
 }
@@ -349,5 +351,5 @@ func (c *Cache[K, V]) Refresh(ctx context.Context, key K) (V, error) {
 	case a.Absent:
 		return *new(V), ErrNotFound
 	}
-	return c.cloned(a.Value), nil
+	return c.copyOut(key, a.Value)
 }
