@@ -237,7 +237,7 @@ func (c *Cache[K, V]) work(ctx context.Context) {
 			return
 		case <-c.chores:
 		}
-		c.repay(ctx)
+		c.repay(ctx, time.Now())
 		c.replay(ctx)
 		if c.o.Filter.Enabled() {
 			c.keepFilter(ctx)
@@ -278,7 +278,7 @@ func (c *Cache[K, V]) replay(ctx context.Context) {
 // Close ends the cache: callers that wait get ErrClosed, loads under way are cancelled (cause ErrClosed) and waited for, LoadTimeout at
 // most, the memory is given back. It is idempotent and leaves no goroutine behind, but for loaders that ignore their context: then its
 // error says how many still run. Invalidations still pending are sent once more; those that Redis does not take are lost with the process,
-// and the error says how many. The warm list is written once more.
+// and the error says how many. What this process may hold in Redis without having been told is given back. The warm list is written once more.
 func (c *Cache[K, V]) Close() error {
 	c.closing.Do(func() { c.closeErr = c.shut() })
 	return c.closeErr
@@ -306,6 +306,7 @@ func (c *Cache[K, V]) shut() error {
 			c.segments.Close()
 		}
 		c.noteWarmKeys(ctx, warm)
+		c.repayAll(ctx)
 		c.replay(ctx) // else what an ended load left, or Redis refused a moment ago, would stay in Redis until its TTL
 		if c.pending.Overflowed() || c.loss.replays.Overflowed() {
 			errs = append(errs, fmt.Errorf("tiercache: close %q: a Clear, or more invalidations than could be kept, never reached Redis", c.o.Name))

@@ -127,9 +127,8 @@ func (o *owed) takeEnds(now time.Time) (due []end) {
 	return due
 }
 
-// repay gives back what is owed and due, as far as Redis answers.
-func (c *Cache[K, V]) repay(ctx context.Context) {
-	now := time.Now()
+// repay gives back what is owed and due by now, as far as Redis answers.
+func (c *Cache[K, V]) repay(ctx context.Context, now time.Time) {
 	var leases []layers.Lease
 	for _, d := range c.owed.take(now) {
 		if !c.shared.Reachable(d.lease.ID) {
@@ -145,6 +144,11 @@ func (c *Cache[K, V]) repay(ctx context.Context) {
 	for _, e := range c.owed.takeEnds(now) {
 		c.endAgain(ctx, now, e)
 	}
+}
+
+// repayAll gives back once whatever is owed, due or not: nobody will later.
+func (c *Cache[K, V]) repayAll(ctx context.Context) {
+	c.repay(ctx, time.Now().Add(repayments[len(repayments)-1]))
 }
 
 // endAgain sends an end that is owed, a call for so many keys as one is good for. What fails is owed from the start.
