@@ -42,11 +42,12 @@ func (c *Cache[K, V]) GetMany(ctx context.Context, keys []K) (map[K]V, error) {
 	} else if len(missing) > 0 { // who is gone has nothing rebuilt
 		b.cut = true
 	}
-	for _, w := range waits {
-		a, err := w.call.Wait(ctx)
-		if errors.Is(err, errGaveWay) {
-			a, err = c.flown(ctx, w.key, w.id, w.why)
-		}
+	again := b.wait(ctx, waits)
+	if ctx.Err() == nil { // together once more, then each by itself
+		again = b.wait(ctx, b.lead(ctx, again, c.flights.Lead))
+	}
+	for _, w := range again {
+		a, err := c.flown(ctx, w.key, w.id, w.why)
 		b.settle(ctx, w, a, err)
 	}
 	return b.result(ctx)
@@ -198,6 +199,19 @@ func (b *batch[K, V]) lead(ctx context.Context, wants []want[K, V], how func(id 
 		b.c.flights.Batch(ctx, calls, func(ctx context.Context) { b.c.rebuildMany(ctx, led) })
 	}
 	return wants
+}
+
+// wait settles keys that are rebuilt, and returns those whose rebuild gave way to others, which a caller cannot.
+func (b *batch[K, V]) wait(ctx context.Context, waits []want[K, V]) (again []want[K, V]) {
+	for _, w := range waits {
+		a, err := w.call.Wait(ctx)
+		if errors.Is(err, errGaveWay) {
+			again = append(again, w)
+			continue
+		}
+		b.settle(ctx, w, a, err)
+	}
+	return again
 }
 
 // hand notes the value of one key.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -447,5 +448,49 @@ func TestGetManyWithABadKeyDoesNothing(t *testing.T) {
 		_, err := c.GetMany(t.Context(), []string{"a", strings.Repeat("x", 8<<10+1)})
 		require.ErrorContains(t, err, "8193 bytes")
 		require.Empty(t, b.asked())
+	})
+}
+
+// P9: keys of GetMany whose rebuilds gave way are loaded together, as they would have been had nobody else begun:
+//
+//  1. Warm begins the rebuild of 100 keys.
+//  2. GetMany of them joins it.
+//  3. Warm's load is turned away, as the gate does, or here the source.
+//  4. GetMany loads them: by one call, not one after the other.
+//
+// Broken by: in GetMany, flown for each key that gave way at first.
+func TestKeysOfABatchThatGaveWayAreLoadedTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rows := map[string]string{}
+		for key := range numbers(100) {
+			rows[key] = "row " + key
+		}
+		c, b := openBatches(t, rows, nil)
+		var turned atomic.Bool
+		release := make(chan struct{})
+		b.before(func(context.Context, string) error {
+			if turned.Swap(true) {
+				return nil
+			}
+			<-release
+			return tiercache.ErrOverloaded
+		})
+		var all sync.WaitGroup
+		all.Go(func() {
+			if _, err := c.Warm(t.Context(), maps.Keys(rows), tiercache.WarmOptions{KeysPerSecond: -1}); err != nil {
+				t.Error(err)
+			}
+		})
+		synctest.Wait()
+		all.Go(func() {
+			got, err := c.GetMany(t.Context(), slices.Collect(maps.Keys(rows)))
+			if err != nil || !maps.Equal(got, rows) {
+				t.Errorf("GetMany = %d rows, %v, want all", len(got), err)
+			}
+		})
+		synctest.Wait()
+		close(release)
+		all.Wait()
+		require.Len(t, b.asked(), 2, "calls of LoadMany")
 	})
 }

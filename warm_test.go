@@ -347,7 +347,7 @@ func TestWarmSkipsWhatRedisHas(t *testing.T) {
 //  3. The gate has no slot for Warm: its rebuild ends with ErrOverloaded.
 //  4. Get begins a rebuild of its own, which may queue at the gate.
 //
-// Broken by: the second flight in Cache.flown; in GetMany, the call of flown.
+// Broken by: the second flight in Cache.flown; in GetMany, an error that gave way settled at once.
 func TestCallerWhoJoinsAWarmLoadIsNotTurnedAwayWithIt(t *testing.T) {
 	t.Parallel()
 	server := redistest.Shared(t)
