@@ -149,6 +149,7 @@ func (c *Cache[K, V]) loadEach(ctx context.Context, parts []part[K, V]) {
 	slots := make(chan struct{}, maxParallelGets)
 	var all sync.WaitGroup
 	for _, p := range parts {
+		p.why.covered = p.claim != nil && p.claim.hasStale
 		slots <- struct{}{}
 		all.Go(func() {
 			defer func() { <-slots }()

@@ -110,3 +110,28 @@ func TestKeyWithACopyInRedisLetsGoFirstWhoHasNone(t *testing.T) {
 		require.EqualValues(t, 1, c.Stats().LoadsWaiting)
 	})
 }
+
+// The same for GetMany where there is only Load.
+//
+// Broken by: "p.why.covered =" left out of loadEach.
+func TestKeysOfABatchWithACopyInRedisLetGoFirstWhoHasNone(t *testing.T) {
+	onRedis(t, func(t *testing.T, client func(t *testing.T) redis.UniversalClient) {
+		s, name := newTurnstile(), redistest.Name(t)
+		defer close(s.open)
+		c := openProcess(t, client(t), tiercache.Options[string, string]{
+			Name: name, Load: s.load, TTL: time.Hour, MemoryTTL: -1, Jitter: -1, LoadTimeout: time.Hour,
+			Gate: rebuild.GateOptions{Loads: 1, Waiting: 8, Wait: time.Hour},
+		})
+		wantValue(t, c.Cache, "old", "value of old")
+		makeStale(t, c.rdb, valueKey(name, "old"))
+		for i, key := range []string{"slow", "new"} {
+			go func() { _, _ = c.Get(context.WithoutCancel(t.Context()), key) }()
+			eventually(t, func() bool { return c.Stats().LoadsRunning+c.Stats().LoadsWaiting == uint64(i+1) }, "the slot is taken, then waited for")
+		}
+		rows, err := c.GetMany(t.Context(), []string{"old"})
+		require.NoError(t, err)
+		require.Equal(t, map[string]string{"old": "value of old"}, rows)
+		eventually(t, func() bool { return c.Stats().Shed > 0 || c.Stats().LoadsWaiting > 1 }, "its rebuild came to the gate")
+		require.EqualValues(t, 1, c.Stats().LoadsWaiting)
+	})
+}
