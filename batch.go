@@ -174,6 +174,11 @@ func (c *Cache[K, V]) loadMany(ctx context.Context, parts []part[K, V]) {
 		keys[i] = p.key
 	}
 	rows, took, err := rebuild.RunAs(ctx, c.loads, parts[0].why.class, func(ctx context.Context) (map[K]V, error) {
+		leave, err := c.throughFleetGate(ctx)
+		if err != nil {
+			return nil, err
+		}
+		defer leave()
 		c.asking(len(keys), parts[0].why.class)
 		return c.o.LoadMany(ctx, keys)
 	})

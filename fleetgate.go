@@ -24,30 +24,11 @@ func permit(ctx context.Context, wait time.Duration, gate *rebuild.Semaphore, na
 	return nil, fmt.Errorf("%w: no permit of the fleet gate: %w", ErrOverloaded, err)
 }
 
-// throughFleetGate has every call of the loaders hold a permit.
-func (o *Options[K, V]) throughFleetGate() {
-	if o.FleetGate == nil {
-		return
+// throughFleetGate waits for the permit that a call of the loaders is to hold until leave, if there is a fleet gate.
+func (c *Cache[K, V]) throughFleetGate(ctx context.Context) (leave func(), err error) {
+	if c.o.FleetGate == nil {
+		return func() {}, nil
 	}
-	gate, name, wait := o.FleetGate, o.Name, o.LoadTimeout/2 // before the load's own time is over, which would count as a failure of the source
-	if load := o.Load; load != nil {
-		o.Load = func(ctx context.Context, key K) (V, error) {
-			leave, err := permit(ctx, wait, gate, name)
-			if err != nil {
-				return *new(V), err
-			}
-			defer leave()
-			return load(ctx, key)
-		}
-	}
-	if load := o.LoadMany; load != nil {
-		o.LoadMany = func(ctx context.Context, keys []K) (map[K]V, error) {
-			leave, err := permit(ctx, wait, gate, name)
-			if err != nil {
-				return nil, err
-			}
-			defer leave()
-			return load(ctx, keys)
-		}
-	}
+	// Before the load's own time is over, which would count as a failure of the source.
+	return permit(ctx, c.o.LoadTimeout/2, c.o.FleetGate, c.o.Name)
 }

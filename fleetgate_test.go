@@ -74,3 +74,28 @@ func TestFleetGateBoundsTheLoadsOfAllCaches(t *testing.T) {
 		require.ErrorIs(t, err, tiercache.ErrOverloaded)
 	})
 }
+
+// A load that the fleet gate turns away was no call of the loader: Stats.Loads and LoadedKeys do not count it, Shed does.
+// Broken by: in loadOne and loadMany, asking before throughFleetGate.
+func TestLoadThatTheFleetGateTurnsAwayIsNotCounted(t *testing.T) {
+	t.Parallel()
+	server := redistest.Shared(t)
+	s, name := newSource(map[string]string{"a": "1", "b": "2"}), redistest.Name(t)
+	gate, err := rebuild.NewSemaphore(server.Client(t), rebuild.SemaphoreOptions{Prefix: name, Limit: 1})
+	require.NoError(t, err)
+	require.NoError(t, gate.Close()) // so that it has no permit for anybody, at once
+	b := &batches{source: s}
+	o := options(name, s)
+	o.LoadMany, o.FleetGate = b.loadMany, gate
+	p := openPeer(t, server.Client(t), o)
+	_, err = p.Get(t.Context(), "a")
+	require.ErrorIs(t, err, tiercache.ErrOverloaded)
+	_, err = p.GetMany(t.Context(), []string{"a", "b"})
+	require.ErrorIs(t, err, tiercache.ErrOverloaded)
+	require.Zero(t, s.loads.Load())
+	require.Empty(t, b.asked())
+	stats := p.Stats()
+	require.Zero(t, stats.Loads)
+	require.Zero(t, stats.LoadedKeys)
+	require.EqualValues(t, 2, stats.Shed)
+}

@@ -168,6 +168,11 @@ func (c *Cache[K, V]) asking(n int, class rebuild.Class) {
 
 // loadOne asks the loader for one key.
 func (c *Cache[K, V]) loadOne(ctx context.Context, key K, class rebuild.Class) (V, error) {
+	leave, err := c.throughFleetGate(ctx)
+	if err != nil {
+		return *new(V), err
+	}
+	defer leave()
 	c.asking(1, class)
 	if c.o.Load != nil {
 		return c.o.Load(ctx, key)

@@ -203,7 +203,6 @@ func (o Options[K, V]) withDefaults() (Options[K, V], error) {
 	}
 	o.Hooks = o.Hooks.guarded(o.Logger, o.Name)
 	o.ValidKey = guardedValidKey(o.ValidKey, o.Logger, o.Name)
-	o.throughFleetGate()
 	return o, errors.Join(bad...)
 }
 
