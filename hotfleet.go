@@ -55,7 +55,9 @@ func (c *Cache[K, V]) FleetHotKeys(ctx context.Context, n int) ([]FleetHotKey, e
 	}
 	rates, err := c.shared.TellHot(ctx, nil, 0, n)
 	if err != nil {
-		c.sharedFailed("hot", err)
+		if ctx.Err() == nil {
+			c.sharedFailed("hot", err)
+		}
 		return nil, fmt.Errorf("tiercache: hot keys of the fleet: %w", err)
 	}
 	keys := make([]FleetHotKey, len(rates))

@@ -95,3 +95,25 @@ func TestHotKeysWhileRedisIsAway(t *testing.T) {
 	require.Error(t, err)
 	require.NotErrorIs(t, err, tiercache.ErrClosed)
 }
+
+// P9: a caller who leaves while Redis is asked for the fleet's hot keys is no failure of Redis, in Stats or for Hooks.
+// Broken by: in FleetHotKeys, no look at ctx before sharedFailed.
+func TestCallerWhoLeavesTheFleetsHotKeysIsNoErrorOfRedis(t *testing.T) {
+	t.Parallel()
+	server := redistest.Shared(t)
+	p := openPeer(t, server.Client(t), options(redistest.Name(t), newSource(nil)))
+	errs := p.Stats().SharedErrors
+	reached, resume := p.wire.hold(t, before, "hot")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := p.FleetHotKeys(ctx, 0)
+		ended <- err
+	}()
+	await(t, reached, "Redis is about to be asked")
+	cancel()
+	require.ErrorIs(t, await(t, ended, "it has left"), context.Canceled)
+	resume()
+	require.Equal(t, errs, p.Stats().SharedErrors)
+}
