@@ -241,6 +241,8 @@ func (w *warming[K, V]) missing(ctx context.Context, keys []K, b *openBatch) (wa
 		case errors.Is(err, ErrInvalidKey):
 			w.count(b, &w.report.Absent)
 			continue
+		case errors.Is(err, ErrClosed): // the batch stays open: it is not dealt with
+			return nil
 		case err != nil:
 			w.failed(b, &LoadError{Key: id, Err: err})
 			continue

@@ -258,6 +258,55 @@ func TestWarmCutOffGoesOn(t *testing.T) {
 	})
 }
 
+// P11: Close ends a Warm that pauses, and keys that it did not look at count as nothing, so that another Warm finds them:
+//
+//  1. A load holds the only slot, another waits: Warm pauses, with a batch in hand.
+//  2. Close refuses whoever waits; Warm has no reason to pause any more.
+//  3. Close still waits for a rebuild that ignores the end of its context, before it ends the context of Warm.
+//  4. Warm looks its batch up, in a cache that is closed.
+//
+// Broken by: the case of ErrClosed in warming.missing.
+func TestWarmThatCloseFindsPausedCountsNoKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := rowsFor(100)
+		s.write("kept", "kept")
+		release := make(chan struct{})
+		s.before(func(ctx context.Context, key string) error { return until(ctx, release, key == "slow") })
+		c := openAlone(t, s, func(o *tiercache.Options[string, string]) {
+			o.Gate, o.LoadTimeout = rebuild.GateOptions{Loads: 1, Wait: time.Hour}, time.Hour
+			o.Clone = func(v string) string {
+				if v == "kept" {
+					<-release
+				}
+				return v
+			}
+		})
+		for _, key := range []string{"kept", "slow", "waiting"} {
+			go func() { _, _ = c.Get(context.WithoutCancel(t.Context()), key) }()
+			synctest.Wait()
+		}
+		type end struct {
+			report tiercache.WarmReport
+			err    error
+		}
+		ended := make(chan end, 1)
+		go func() {
+			report, err := c.Warm(t.Context(), numbers(100), tiercache.WarmOptions{})
+			ended <- end{report, err}
+		}()
+		pass(time.Second)
+		closed := make(chan error, 1)
+		go func() { closed <- c.Close() }()
+		pass(time.Second)
+		close(release)
+		require.NoError(t, <-closed)
+		got := <-ended
+		require.ErrorIs(t, got.err, tiercache.ErrClosed)
+		require.Zero(t, got.report.Done)
+		require.Zero(t, got.report.Failed)
+	})
+}
+
 // Keys that fail are counted and stop nothing; the error holds the first few. A panic of the sequence, or of Progress, is the caller's error.
 // Broken by: the bound in warming.failed.
 func TestWarmGoesOnPastFailures(t *testing.T) {
