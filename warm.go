@@ -83,7 +83,8 @@ func (c *Cache[K, V]) Warm(ctx context.Context, keys iter.Seq[K], o WarmOptions)
 	// A flight of its own: Close ends and awaits it.
 	_, _, err := c.refreshes.Do(context.WithoutCancel(ctx), c.number(), func(flight context.Context) (answer[V], error) {
 		work, cancel := context.WithCancelCause(flight)
-		defer cancel(nil)
+		defer w.units.Wait() // also if keys or Progress panics
+		defer cancel(nil)    // then units that are turned away would go on trying
 		defer context.AfterFunc(ctx, func() { cancel(contextError(ctx)) })()
 		return answer[V]{}, w.run(work, keys)
 	})
@@ -145,7 +146,6 @@ func newWarming[K comparable, V any](c *Cache[K, V], o WarmOptions) *warming[K, 
 
 // run deals with keys and tells Progress how that ended.
 func (w *warming[K, V]) run(ctx context.Context, keys iter.Seq[K]) error {
-	defer w.units.Wait() // also if keys panics
 	err := w.each(ctx, keys)
 	w.units.Wait()
 	w.tell(true)

@@ -307,6 +307,31 @@ func TestWarmThatCloseFindsPausedCountsNoKey(t *testing.T) {
 	})
 }
 
+// P9: a panic of the sequence ends Warm although the source turns away what is under way: that is not tried again.
+// Broken by: in Warm, units awaited before cancel.
+func TestPanicOfTheSequenceEndsAWarmThatIsTurnedAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := rowsFor(2)
+		s.before(func(context.Context, string) error { return tiercache.ErrOverloaded })
+		c := openAlone(t, s, nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		keys := func(yield func(string) bool) {
+			yield("0")
+			panic("rows")
+		}
+		ended := make(chan error, 1)
+		go func() {
+			_, err := c.Warm(ctx, keys, tiercache.WarmOptions{KeysPerSecond: 10})
+			ended <- err
+		}()
+		pass(time.Minute)
+		require.Len(t, ended, 1, "it has ended")
+		var panicked *tiercache.PanicError
+		require.ErrorAs(t, <-ended, &panicked)
+	})
+}
+
 // Keys that fail are counted and stop nothing; the error holds the first few. A panic of the sequence, or of Progress, is the caller's error.
 // Broken by: the bound in warming.failed.
 func TestWarmGoesOnPastFailures(t *testing.T) {
