@@ -1,6 +1,9 @@
 package rebuild
 
-import "time"
+import (
+	"math"
+	"time"
+)
 
 // misses decides when keys that are not known to exist are let through the gate as Suspect. It is the budget of loads that find nothing: as
 // many slots as Suspect has, summed up over time, so that what finds nothing may take its share of the gate on average and no more.
@@ -33,6 +36,8 @@ const (
 	missWindow = time.Second
 	// missSilence is after how long a flood is over of which no load comes back. Chosen; not tuned: above the default of LoadTimeout.
 	missSilence = 10 * time.Second
+	// maxBudget is some three hundred years of one slot: a gate of so many slots that nothing is bounded has no more.
+	maxBudget time.Duration = math.MaxInt64
 )
 
 func (o GateOptions) misses(slots int) misses {
@@ -42,9 +47,17 @@ func (o GateOptions) misses(slots int) misses {
 }
 
 // whole is the budget when nothing is taken of it.
-func (m *misses) whole() time.Duration { return time.Duration(m.slots * float64(missBurst)) }
+func (m *misses) whole() time.Duration { return atMost(m.slots*float64(missBurst), maxBudget) }
 
-// ended notes a load that came back: of class, took so long, and found nothing for this part of its keys, in [0,1].
+// atMost is d, which may be more than a Duration holds, or most if that is less.
+func atMost(d float64, most time.Duration) time.Duration {
+	if d >= float64(most) {
+		return most
+	}
+	return time.Duration(d)
+}
+
+// back notes a load that came back: of class, took so long, and found nothing for this part of its keys, in [0,1].
 func (m *misses) back(class Class, took time.Duration, part float64, now time.Time) {
 	none := time.Duration(part * float64(took))
 	if class == Suspect {
@@ -55,7 +68,7 @@ func (m *misses) back(class Class, took time.Duration, part float64, now time.Ti
 	if m.never || m.flooded(now) {
 		return
 	}
-	m.left = min(m.whole(), m.left+time.Duration(m.slots*float64(now.Sub(m.at))))
+	m.left = atMost(float64(m.left)+m.slots*float64(now.Sub(m.at)), m.whole())
 	m.at = now
 	if m.left -= none; m.left < 0 {
 		m.flood = true

@@ -1,6 +1,7 @@
 package rebuild
 
 import (
+	"math"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -34,7 +35,7 @@ func TestGateIsFloodedWhenMissesTakeMoreThanTheirShare(t *testing.T) {
 	// that budget. Beyond it the gate is flooded; with Absent negative, never.
 	//
 	// Broken by: "time.Duration(part * float64(took))" made took; the top-up left out of back; "m.left < 0" made false; "m.never ||" left out;
-	// "min(m.whole()," left out.
+	// maxBudget for m.whole() in back.
 	for _, c := range []struct {
 		name   string
 		absent int
@@ -123,4 +124,21 @@ func TestGateFloodOfSlowLoadsIsJudgedWhenTheyComeBack(t *testing.T) {
 		time.Sleep(loadTime)
 		require.False(t, g.Flooded())
 	})
+}
+
+func TestGateOfVeryManySlotsIsNotFlooded(t *testing.T) {
+	// A gate that bounds nothing, or hardly anything, is not flooded by rows that exist, however long it was idle: its budget is more than a
+	// Duration holds.
+	//
+	// Broken by: time.Duration in place of atMost, in whole and in back.
+	for _, loads := range []int{1 << 24, math.MaxInt} {
+		synctest.Test(t, func(t *testing.T) {
+			g := newGate(t, GateOptions{Loads: loads})
+			g.Back(Foreground, loadTime, 0)
+			require.False(t, g.Flooded())
+			time.Sleep(24 * time.Hour)
+			g.Back(Foreground, loadTime, 0)
+			require.False(t, g.Flooded(), "after a day")
+		})
+	}
 }
