@@ -55,7 +55,7 @@ func (c *Cache[K, V]) GetEntry(ctx context.Context, key K) (Entry[V], error) {
 	} else if state == layers.Hit {
 		c.memoryHit(key)
 		e := Entry[V]{Value: v, Tier: Memory}
-		if copied, ok := c.local.Look(key); ok {
+		if copied, ok := c.local.Look(key); ok && !copied.Absent { // it may be another copy by now: then of the row as it was, no age is known
 			e.Value, e.Age, e.FreshFor = copied.Value, time.Since(copied.Born), freshFor(copied.Soft)
 		}
 		var err error

@@ -193,6 +193,42 @@ func TestZeroValuesArePresent(t *testing.T) {
 	}
 }
 
+func TestGetEntryAnswersNoRowThatIsNot(t *testing.T) {
+	// P6: 1 GetEntry finds the row's copy in memory; 2 the row is deleted, the key invalidated, and "not found" kept; 3 GetEntry looks at the copy
+	// again, for its age. It answers the row as it was when GetEntry began, or ErrNotFound: no empty value for a row that is not there.
+	//
+	// Broken by: "&& !copied.Absent" left out of GetEntry.
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource(map[string]string{"k": "row"})
+		var c *tiercache.Cache[string, string]
+		forms := -1 // the string forms of the key that are still asked for before the row goes: one for each look
+		c = openAlone(t, s, func(o *tiercache.Options[string, string]) {
+			o.KeyString = func(key string) string {
+				if forms--; forms == 0 {
+					s.remove("k")
+					require.NoError(t, c.Invalidate(t.Context(), "k"))
+					wantAbsent(t, c, "k")
+				}
+				return key
+			}
+		})
+		wantValue(t, c, "k", "row")
+		for looks := 1; looks <= 2; looks++ { // the row goes before the first look, or before the second
+			s.write("k", "row")
+			require.NoError(t, c.Invalidate(t.Context(), "k"))
+			wantValue(t, c, "k", "row")
+			forms = looks
+			e, err := c.GetEntry(t.Context(), "k")
+			require.LessOrEqual(t, forms, 0, "the row did not go")
+			if err == nil {
+				require.Equal(t, "row", e.Value, "look %d", looks)
+			} else {
+				require.ErrorIs(t, err, tiercache.ErrNotFound, "look %d", looks)
+			}
+		}
+	})
+}
+
 func TestAbsentIsNotAValue(t *testing.T) {
 	// Where the loader says "not found", or LoadMany leaves a key out, the value beside it is not used: callers get the zero value and
 	// ErrNotFound, and the map has no such key.
