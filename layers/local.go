@@ -380,15 +380,18 @@ func (l *Local[K, V]) size(key K, id string, e *Entry[V]) int64 {
 	}
 	switch {
 	case e.Size > 0:
-		size += int64(e.Size)
+		size += countable(e.Size)
 	case e.Absent:
 	case l.o.SizeOf != nil:
-		size += int64(max(l.o.SizeOf(key, e.Value), 0))
+		size += countable(l.o.SizeOf(key, e.Value))
 	case l.o.SizeAny != nil:
 		size += l.meanSize(e.Value)
 	}
 	return size
 }
+
+// countable is a size within what a cell can count: what SizeOf says may be anything, up to where a sum with it would overflow.
+func countable(size int) int64 { return min(max(int64(size), 0), math.MaxUint32) }
 
 // meanSize returns the moving mean of the sizes of values, of which every 64th is measured.
 func (l *Local[K, V]) meanSize(v V) int64 {
@@ -397,7 +400,7 @@ func (l *Local[K, V]) meanSize(v V) int64 {
 	if n%sizeEvery != 1 {
 		return mean
 	}
-	size := int64(max(l.o.SizeAny(v), 0))
+	size := countable(l.o.SizeAny(v))
 	if n == 1 {
 		mean = size
 	} else {

@@ -1,6 +1,7 @@
 package layers
 
 import (
+	"math"
 	"math/rand"
 	"runtime"
 	"strconv"
@@ -173,6 +174,34 @@ func TestHugeUpdateIsRefused(t *testing.T) {
 	require.Equal(t, Miss, st)
 	require.EqualValues(t, 1, m.Stats().Refused)
 	require.Zero(t, m.Stats().Bytes)
+}
+
+// Property (P11): whatever SizeOf and the measure of values say, an entry is counted for that, within what can be counted: what says that it is
+// larger than all memory is refused, and what says less than nothing counts as nothing.
+// Broken by: countable made int64(max(size, 0)).
+func TestAbsurdSizesAreCounted(t *testing.T) {
+	for _, size := range []int{math.MaxInt, math.MaxInt - cellBytes, math.MaxInt - cellBytes - 8, math.MaxInt32, 0, -1, math.MinInt} {
+		for _, measured := range []bool{false, true} {
+			m := newMemory(t, 1<<20)
+			o := intOptions("a")
+			if measured {
+				o.SizeAny = func(int64) int { return size }
+			} else {
+				o.SizeOf = func(int64, int64) int { return size }
+			}
+			l, err := NewLocal(m, o)
+			require.NoError(t, err)
+			require.Equal(t, size <= 0, l.Put(1, lasting[int64](1), l.Mark(1)), "size %d, measured %v", size, measured)
+			bytes, refused := m.Stats().Bytes, m.Stats().Refused
+			if size <= 0 {
+				require.EqualValues(t, cellBytes, bytes, "size %d", size)
+				require.Zero(t, refused, "size %d", size)
+			} else {
+				require.Zero(t, bytes, "size %d", size)
+				require.EqualValues(t, 1, refused, "size %d", size)
+			}
+		}
+	}
 }
 
 // Property: a new key is kept in a Memory full of keys that are read all the time.
