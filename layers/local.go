@@ -368,7 +368,8 @@ func (l *Local[K, V]) cellOf(h uint64, key K, id string, e *Entry[V], m Mark, do
 	if doubt || c.trust&wordDeaf != 0 {
 		c.trust = c.trust&^wordDeaf | wordDoubt
 	}
-	c.bytes = uint32(min(l.size(key, id, e), math.MaxUint32))
+	// A cell has its key and value in it, be they zero: what is absent costs no less than that.
+	c.bytes = uint32(min(max(l.size(key, id, e), int64(unsafe.Sizeof(*c))), math.MaxUint32))
 	return c
 }
 

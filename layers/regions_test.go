@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand"
 	"testing"
+	"unsafe"
 
 	"github.com/stretchr/testify/require"
 )
@@ -204,4 +205,31 @@ func TestAbsentEntriesAreBoundedByNumber(t *testing.T) {
 	}
 	require.EqualValues(t, asideMostKeys, s.p.aside.cells)
 	require.EqualValues(t, 100, s.p.aside.evicted)
+}
+
+// Property (P11): a cell has room for a value of its cache's type whatever it says, and is counted for that: of absent keys, and of values that
+// are encoded to next to nothing, memory keeps no more cells than its bound has room for.
+// Broken by: "max(l.size(key, id, e), int64(unsafe.Sizeof(*c)))" made l.size(key, id, e).
+func TestCellsOfLargeValuesAreCounted(t *testing.T) {
+	type row [4 << 10]byte
+	const bound = 1 << 20
+	for _, absent := range []bool{true, false} {
+		m := newMemory(t, bound)
+		ints := intOptions("a")
+		l, err := NewLocal(m, LocalOptions[int64, row]{Name: "a", TTL: ints.TTL, Direct: true, String: ints.String, Parse: ints.Parse})
+		require.NoError(t, err)
+		e := lasting(row{})
+		e.Absent = absent
+		if !absent {
+			e.Size = 1
+		}
+		for k := range 3 * bound / int64(unsafe.Sizeof(row{})) {
+			require.True(t, l.Put(k, e, l.Mark(k)))
+			settle(m)
+		}
+		st := m.Stats()
+		require.Positive(t, st.Entries)
+		require.LessOrEqual(t, st.Entries*uint64(unsafe.Sizeof(row{})), uint64(bound), "absent %v", absent)
+		checkAccounts(t, m)
+	}
 }
