@@ -56,7 +56,7 @@ func (c *Cache[K, V]) GetEntry(ctx context.Context, key K) (Entry[V], error) {
 		c.memoryHit(key)
 		e := Entry[V]{Value: v, Tier: Memory}
 		if copied, ok := c.local.Look(key); ok && !copied.Absent { // it may be another copy by now: then of the row as it was, no age is known
-			e.Value, e.Age, e.FreshFor = copied.Value, time.Since(copied.Born), freshFor(copied.Soft)
+			e.Value, e.Age, e.FreshFor = copied.Value, ageOf(copied.Born), freshFor(copied.Soft)
 		}
 		var err error
 		if e.Value, err = c.copyOut(key, e.Value); err != nil {
@@ -68,8 +68,12 @@ func (c *Cache[K, V]) GetEntry(ctx context.Context, key K) (Entry[V], error) {
 	if err := c.get(ctx, key, &a); err != nil {
 		return Entry[V]{Tier: a.tier}, err
 	}
-	return Entry[V]{Value: a.Value, Stale: a.stale, Age: time.Since(a.Born), Tier: a.tier, FreshFor: freshFor(a.Soft)}, nil
+	return Entry[V]{Value: a.Value, Stale: a.stale, Age: ageOf(a.Born), Tier: a.tier, FreshFor: freshFor(a.Soft)}, nil
 }
+
+// ageOf is how long ago something was stored. Never negative: what Redis stored at its own time, or memory keeps to the millisecond, may seem to
+// be born a moment from now.
+func ageOf(born time.Time) time.Duration { return max(time.Since(born), 0) }
 
 // freshFor is how long something is fresh yet whose soft end is this; zero for none and for one that has passed.
 func freshFor(soft time.Time) time.Duration {

@@ -229,6 +229,58 @@ func TestGetEntryAnswersNoRowThatIsNot(t *testing.T) {
 	})
 }
 
+func TestAgeIsTrueHoweverLongTheLife(t *testing.T) {
+	// P13: however long a value lives, GetEntry says how long ago it was loaded, to the second, and never that it is still to come.
+	//
+	// Broken by: birthBefore made inMillis, and birth c.fresh-nanos(c.born); max(..., 0) left out of ageOf.
+	const day = 24 * time.Hour
+	for _, ttl := range []time.Duration{time.Hour, 24 * day, 25 * day, 50 * day, 3 * 365 * day, 100 * 365 * day} {
+		for _, jitter := range []float64{-1, 0.5} {
+			synctest.Test(t, func(t *testing.T) {
+				c := openAlone(t, newSource(map[string]string{"k": "row"}), func(o *tiercache.Options[string, string]) { o.TTL, o.Jitter = ttl, jitter })
+				wantValue(t, c, "k", "row")
+				age := time.Duration(0)
+				for _, step := range []time.Duration{0, time.Nanosecond, time.Second, 10 * time.Second} {
+					pass(step)
+					age += step
+					e, err := c.GetEntry(t.Context(), "k")
+					require.NoError(t, err)
+					require.Equal(t, tiercache.Memory, e.Tier)
+					require.GreaterOrEqual(t, e.Age, max(age-time.Millisecond, 0), "TTL %v", ttl)
+					require.LessOrEqual(t, e.Age, age+time.Second, "TTL %v", ttl)
+				}
+			})
+		}
+	}
+}
+
+func TestRefreshReplacesWhatLivesLong(t *testing.T) {
+	// What Refresh must not put, because other keys' writes moved its mark, takes away a copy of before all the same, also one that lives longer
+	// than a cell's milliseconds reach.
+	//
+	// Broken by: birthBefore made inMillis, and birth c.fresh-nanos(c.born).
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource(map[string]string{"k": "old"})
+		c := openAlone(t, s, func(o *tiercache.Options[string, string]) { o.TTL = 365 * 24 * time.Hour })
+		wantValue(t, c, "k", "old")
+		pass(time.Minute)
+		s.write("k", "new")
+		reached, resume := s.overtaken()
+		ended := make(chan string, 1)
+		go func() {
+			value, err := c.Refresh(t.Context(), "k")
+			ended <- fmt.Sprint(value, err)
+		}()
+		<-reached
+		for i := range 3000 { // of every stripe
+			require.NoError(t, c.Invalidate(t.Context(), fmt.Sprint("other ", i)))
+		}
+		resume()
+		require.Equal(t, "new<nil>", <-ended)
+		wantValue(t, c, "k", "new")
+	})
+}
+
 func TestAbsentIsNotAValue(t *testing.T) {
 	// Where the loader says "not found", or LoadMany leaves a key out, the value beside it is not used: callers get the zero value and
 	// ErrNotFound, and the map has no such key.

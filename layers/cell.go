@@ -31,7 +31,7 @@ type cellHead struct {
 	trust uint32 // the word of the mark it was put under; with wordDoubt if it must never be trusted
 	state atomic.Uint32
 	bytes uint32 // what the policy counts for it
-	born  uint32 // milliseconds from birth to fresh; notBorn: unknown. Here, where it fills up the word
+	born  uint32 // from birth to fresh, as birthBefore has it; notBorn: unknown. Here, where it fills up the word
 }
 
 // cellTail is what a hit does not read. It stands behind key and value, at an offset that the owner knows.
@@ -44,8 +44,29 @@ type cellTail struct {
 	hard       uint32    // to the hard end
 }
 
-// notBorn stands for the zero time.
-const notBorn = math.MaxUint32
+const (
+	// notBorn stands for the zero time.
+	notBorn = math.MaxUint32
+	// bornLong marks a birth in seconds: one that is further back than milliseconds reach, 24 days.
+	bornLong = 1 << 31
+)
+
+// birthBefore is how long before fresh a cell was born: milliseconds, rounded down, or bornLong and seconds, rounded up. Age is told of it, and
+// a copy that must go is known by it: further back it is rather a second too old than too young.
+func birthBefore(ns int64) uint32 {
+	if ms := max(ns/int64(time.Millisecond), 0); ms < bornLong {
+		return uint32(ms)
+	}
+	return bornLong | uint32(min((ns-1)/int64(time.Second)+1, notBorn-bornLong-1)) //nolint:gosec // bounded
+}
+
+// birth is when the cell was born, to what birthBefore keeps of it; not to be asked of one that is notBorn.
+func (c *cellHead) birth() int64 {
+	if c.born >= bornLong {
+		return c.fresh - int64(c.born-bornLong)*int64(time.Second)
+	}
+	return c.fresh - nanos(c.born)
+}
 
 // cell is one entry of one cache. The head MUST stay its first field: a *cellHead whose owner is a Local[K,V] is cast to *cell[K,V].
 type cell[K comparable, V any] struct {
@@ -137,7 +158,7 @@ func (c *cell[K, V]) entry(k *coarseClock) Entry[V] {
 		Hard:   k.moment(c.fresh + nanos(c.t.hard)),
 	}
 	if c.born != notBorn {
-		e.Born = k.moment(c.fresh - nanos(c.born))
+		e.Born = k.moment(c.birth())
 	}
 	return e
 }
@@ -162,7 +183,7 @@ func newCell[K comparable, V any](k *coarseClock, o *localOwner, hash uint64, ke
 	c.t.hard = inMillis(hard - c.fresh)
 	c.born = notBorn
 	if !e.Born.IsZero() {
-		c.born = inMillis(c.fresh - k.since(e.Born))
+		c.born = birthBefore(c.fresh - k.since(e.Born))
 	}
 	c.t.hash = hash
 	return c

@@ -3,6 +3,7 @@ package layers
 import (
 	"fmt"
 	"hash/maphash"
+	"math"
 	"runtime"
 	"strings"
 	"sync"
@@ -420,4 +421,28 @@ func TestSizeOfAnEntry(t *testing.T) {
 	l, err = NewLocal(m, o)
 	require.NoError(t, err)
 	require.EqualValues(t, cellBytes+3+10, l.size("key", "", &e))
+}
+
+// Property: a cell knows its birth to the millisecond, or to the second where milliseconds do not reach, as far back as entries live; and what it
+// says is then never too late, so that who takes away what is older takes it.
+// Broken by: birthBefore made inMillis; its -1 or +1 left out.
+func TestBirthIsKnownHoweverLongAgo(t *testing.T) {
+	const day = 24 * time.Hour
+	for _, ago := range []time.Duration{
+		-time.Hour, 0, 1, time.Millisecond - 1, time.Millisecond, time.Hour + 1, bornLong*time.Millisecond - 1, bornLong * time.Millisecond,
+		bornLong*time.Millisecond + 1, bornLong*time.Millisecond + time.Second, 50 * day, 366*day + time.Second - 1, 60 * 365 * day,
+	} {
+		var c cellHead
+		c.fresh = int64(time.Minute)
+		c.born = birthBefore(int64(ago))
+		require.NotEqual(t, uint32(notBorn), c.born)
+		got := time.Duration(c.fresh - c.birth())
+		switch {
+		case ago < bornLong*time.Millisecond:
+			require.Equal(t, max(ago, 0).Truncate(time.Millisecond), got)
+		case got < ago || got >= ago+time.Second:
+			require.Failf(t, "wrong", "born %v ago, the cell says %v", ago, got)
+		}
+	}
+	require.NotEqual(t, uint32(notBorn), birthBefore(math.MaxInt64))
 }

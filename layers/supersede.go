@@ -39,13 +39,13 @@ func (l *Local[K, V]) Kill(key K, m Mark, begun time.Time) {
 	})
 }
 
-// killOlderLocked kills the copy under the hash if it was born before the moment begun, to the millisecond. The caller holds the stripe's lock.
+// killOlderLocked kills the copy under the hash if it was born before the moment begun, as far as birth tells. The caller holds the stripe's lock.
 func (l *Local[K, V]) killOlderLocked(s *memStripe, h uint64, begun time.Time) {
 	c := l.mem.currentLocked(s, h)
 	if c == nil || c.owner != &l.own || begun.IsZero() {
 		return
 	}
-	if c.born != notBorn && c.fresh-nanos(c.born) < l.clock.since(begun) {
+	if c.born != notBorn && c.birth() < l.clock.since(begun) {
 		l.mem.killLocked(s, c)
 	}
 }
