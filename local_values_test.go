@@ -281,6 +281,37 @@ func TestRefreshReplacesWhatLivesLong(t *testing.T) {
 	})
 }
 
+func TestRefreshReplacesThoughItsValueHasEnded(t *testing.T) {
+	// 1 memory has the old row for ten minutes; 2 Refresh loads the new one, which lives for a millisecond; 3 that has passed before it is kept: it
+	// is not, but nor is the old row any more, which Refresh was to replace.
+	//
+	// Broken by: l.Kill left out of Supersede.
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource(map[string]string{"k": "old"})
+		c := openAlone(t, s, func(o *tiercache.Options[string, string]) {
+			o.TTLFor = func(_, row string) time.Duration {
+				if row == "new" {
+					return time.Millisecond
+				}
+				return 0
+			}
+			o.Clone = func(row string) string {
+				if row == "new" {
+					time.Sleep(2 * time.Millisecond)
+				}
+				return row
+			}
+		})
+		wantValue(t, c, "k", "old")
+		pass(time.Second)
+		s.write("k", "new")
+		value, err := c.Refresh(t.Context(), "k")
+		require.NoError(t, err)
+		require.Equal(t, "new", value)
+		wantValue(t, c, "k", "new")
+	})
+}
+
 func TestAbsentIsNotAValue(t *testing.T) {
 	// Where the loader says "not found", or LoadMany leaves a key out, the value beside it is not used: callers get the zero value and
 	// ErrNotFound, and the map has no such key.

@@ -4,14 +4,16 @@ import "time"
 
 // Supersede puts a copy as the beginning of a new history: like Replace if the mark still stands, so that marks taken before are void. If it
 // does not, what voided it may be newer than the entry, or may concern a neighbour on the stripe: then nothing is put, and the key's copy
-// goes if it was born before the moment begun. It reports whether the entry was put.
+// goes if it was born before the moment begun. Of an entry that is past its hard end nothing is put either, and the copy goes as with Kill. It
+// reports whether the entry was put.
 func (l *Local[K, V]) Supersede(key K, e Entry[V], m Mark, begun time.Time) bool {
 	h, id := l.hash(key)
 	if l.o.TTL <= 0 {
 		return false
 	}
 	c := l.cellOf(h, key, id, &e, m, false)
-	if c == nil {
+	if c == nil { // its life has ended on its way here, but it is newer than what stands
+		l.Kill(key, m, begun)
 		return false
 	}
 	return l.underLock(h, func(s *memStripe, victims []*cellHead) (bool, []*cellHead) {
