@@ -361,7 +361,7 @@ func (c *Cache[K, V]) filled(claim *claim[K, V], entry *layers.Entry[V], fill la
 		claim.unknown = true
 		alive(entry, layers.Lives{Soft: fill.Soft, Hard: fill.Hard})
 		entry.Cap(fill.Lease.Cut)
-		c.keepDoubtful(claim.key, *entry, claim.mark)
+		c.keepDoubtful(claim.key, *entry, claim.mark, claim.why)
 		return
 	}
 	switch filled.Result {

@@ -320,7 +320,7 @@ func (c *Cache[K, V]) afterAlone(key K, id string, alone alone, e layers.Entry[V
 	case !stored:
 		c.local.Kill(key, alone.mark, alone.why.begun)
 	case c.shared != nil:
-		c.keepDoubtful(key, e, alone.mark)
+		c.keepDoubtful(key, e, alone.mark, alone.why)
 	default:
 		c.keep(key, e, alone.mark, alone.why)
 	}

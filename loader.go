@@ -253,13 +253,16 @@ func (c *Cache[K, V]) keep(key K, e layers.Entry[V], mark layers.Mark, why cause
 	}
 }
 
-// keepDoubtful puts an entry into memory that is asked again as soon as Redis can be asked.
-func (c *Cache[K, V]) keepDoubtful(key K, e layers.Entry[V], mark layers.Mark) {
-	if e, ok := c.inward(e); ok {
+// keepDoubtful is keep of an entry that is asked again as soon as Redis can be asked.
+func (c *Cache[K, V]) keepDoubtful(key K, e layers.Entry[V], mark layers.Mark, why cause) {
+	switch e, ok := c.inward(e); {
+	case !ok:
+		c.local.Kill(key, mark, why.begun)
+	case why.refresh:
+		c.local.SupersedeDoubtful(key, e, mark, why.begun)
+	default:
 		c.local.PutDoubtful(key, e, mark)
-		return
 	}
-	c.local.Kill(key, mark, time.Time{})
 }
 
 // inward is e as memory keeps it: with a value of its own where Options.Clone is given. False: that panicked; memory keeps nothing, and what

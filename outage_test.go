@@ -287,6 +287,42 @@ func TestDoubtfulMemoryIsAskedAgain(t *testing.T) {
 	})
 }
 
+// P7: while Redis is away, what Refresh returned is what the next Get returns, or something newer from the source:
+//
+//  1. Refresh has read the new row, and is held
+//  2. writes of other keys move the mark of every stripe
+//  3. Refresh ends: it may not put the new row, but the copy of before goes
+//
+// Broken by: SupersedeDoubtful in keepDoubtful made PutDoubtful(key, e, mark).
+func TestRefreshReplacesWhileRedisIsAway(t *testing.T) {
+	onSites(t, func(t *testing.T, w *site) {
+		key := w.key("k")
+		s := newSource(map[string]string{key: "old"})
+		a := openPeer(t, w.client(t), lasting(w.name, s))
+		requireGet(t, a, key, "old")
+		w.kill(t, a.process)
+		requireGet(t, a, key, "old")
+		require.EqualValues(t, 1, a.Stats().Loads)
+
+		s.write(key, "new")
+		reached, resume := s.overtaken()
+		ended := make(chan result, 1)
+		go func() {
+			v, err := a.Refresh(t.Context(), key)
+			ended <- result{v, err}
+		}()
+		await(t, reached, "the row is read")
+		var others []string
+		for i := range 3000 {
+			others = append(others, fmt.Sprint("other ", i))
+		}
+		_ = a.Invalidate(t.Context(), others...) // those of the master that is away wait for it
+		resume()
+		require.Equal(t, result{value: "new"}, await(t, ended, "Refresh"))
+		requireGet(t, a, key, "new")
+	})
+}
+
 // P7: a Redis that hangs holds nobody up: every Get is answered, the first ones after their budget; then it is known to be unreachable and
 // nobody waits for it any more, until it answers again.
 func TestRedisHungReadsGoOn(t *testing.T) {

@@ -7,11 +7,20 @@ import "time"
 // goes if it was born before the moment begun. Of an entry that is past its hard end nothing is put either, and the copy goes as with Kill. It
 // reports whether the entry was put.
 func (l *Local[K, V]) Supersede(key K, e Entry[V], m Mark, begun time.Time) bool {
+	return l.supersede(key, &e, m, begun, false)
+}
+
+// SupersedeDoubtful is Supersede of a copy that is never trusted: only Look finds it.
+func (l *Local[K, V]) SupersedeDoubtful(key K, e Entry[V], m Mark, begun time.Time) bool {
+	return l.supersede(key, &e, m, begun, true)
+}
+
+func (l *Local[K, V]) supersede(key K, e *Entry[V], m Mark, begun time.Time, doubt bool) bool {
 	h, id := l.hash(key)
 	if l.o.TTL <= 0 {
 		return false
 	}
-	c := l.cellOf(h, key, id, &e, m, false)
+	c := l.cellOf(h, key, id, e, m, doubt)
 	if c == nil { // its life has ended on its way here, but it is newer than what stands
 		l.Kill(key, m, begun)
 		return false
