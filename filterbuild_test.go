@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
@@ -17,6 +18,7 @@ import (
 	"github.com/tiercache/tiercache"
 	"github.com/tiercache/tiercache/bloom"
 	"github.com/tiercache/tiercache/internal/redistest"
+	"github.com/tiercache/tiercache/layers"
 	"github.com/tiercache/tiercache/rebuild"
 )
 
@@ -288,5 +290,88 @@ func TestCloseEndsABuild(t *testing.T) {
 		require.ErrorIs(t, await(t, waiting, "the build that waits").err, tiercache.ErrClosed)
 		require.NoError(t, p[0].Close())
 		require.ErrorIs(t, await(t, scanning, "the build under way").err, tiercache.ErrClosed)
+	})
+}
+
+// busySpace is a Space in which another row is announced each time that the announcements are read, as far as busy goes: faster than anybody asks.
+type busySpace struct {
+	*layers.Space
+	busy, reads int
+}
+
+func (s *busySpace) read(ctx context.Context) error {
+	if s.reads++; s.reads >= s.busy {
+		return nil
+	}
+	return s.AppendAnnounced(ctx, "row "+strconv.Itoa(s.reads))
+}
+
+func (s *busySpace) Announced(ctx context.Context, cursor string) ([]string, []time.Duration, string, bool, error) {
+	keys, lags, next, whole, err := s.Space.Announced(ctx, cursor)
+	return keys, lags, next, whole, errors.Join(err, s.read(ctx))
+}
+
+func (s *busySpace) AnnouncedUntil(ctx context.Context, cursor string) ([]string, []time.Duration, string, bool, bool, error) {
+	keys, lags, next, end, whole, err := s.Space.AnnouncedUntil(ctx, cursor)
+	return keys, lags, next, end, whole, errors.Join(err, s.read(ctx))
+}
+
+// P6, P7: rows are announced faster than the announcements can be read one question after the other, as where Redis is slow. Whoever reads them ends
+// all the same: a build, a process that fetches the filter, and the chores of one that has it, behind which invalidations wait that Redis is owed; and the
+// filter is believed, and has every row that was announced before it was brought up to date.
+// Broken by: in announcedUntil, no AnnouncedUntil; in Space.AnnouncedUntil, an end that is always reached.
+func TestReadingAnnouncementsEndsHoweverFastTheyCome(t *testing.T) {
+	onRedis(t, func(t *testing.T, client func(*testing.T) redis.UniversalClient) {
+		name, rdb := redistest.Name(t), client(t)
+		shared, err := layers.NewRedis(t.Context(), rdb, layers.RedisOptions{WriteTimeout: 10 * time.Second})
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, shared.Close()) })
+		space, err := shared.Open(layers.SpaceOptions{Name: name, Window: time.Second, LeaseTime: time.Second, PendTime: time.Second})
+		require.NoError(t, err)
+		t.Cleanup(space.Close)
+		st := &busySpace{Space: space, busy: 50}
+		ended := func(what string) {
+			t.Helper()
+			require.Less(t, st.reads, st.busy, what)
+			st.reads = 0
+		}
+		rows := func(yield func(string, error) bool) { yield("row", nil) }
+		o := bloom.Options{Capacity: 5000, FalsePositiveRate: 1e-9}
+
+		g, err := bloom.NewGuard(o)
+		require.NoError(t, err)
+		_, err = g.Build(t.Context(), rows, bloom.BuildOptions{}, st)
+		require.NoError(t, err)
+		ended("a build")
+		other, err := bloom.NewGuard(o)
+		require.NoError(t, err)
+		require.NoError(t, other.Adopt(t.Context(), st))
+		ended("who fetches it")
+		many := make([]string, 2500) // several pages
+		for i := range many {
+			many[i] = "many " + strconv.Itoa(i)
+		}
+		require.NoError(t, space.AppendAnnounced(t.Context(), many...))
+		require.NoError(t, g.CatchUp(t.Context(), st))
+		ended("who has it")
+		for _, key := range slices.Concat(many, []string{"row", "row 1"}) {
+			require.False(t, g.Absent(key), key)
+		}
+		require.True(t, g.Believed())
+
+		if redistest.Shared(t).Embedded() {
+			return // it cannot read bits
+		}
+		o.Form = bloom.InRedis
+		s, err := bloom.NewSharedGuard(o, st)
+		require.NoError(t, err)
+		t.Cleanup(s.Close)
+		_, err = s.Build(t.Context(), rows, bloom.BuildOptions{})
+		require.NoError(t, err)
+		ended("a build in Redis")
+		keys := slices.Concat(many, []string{"row", "row 1"})
+		for i, absent := range s.Absent(t.Context(), keys...) {
+			require.False(t, absent, keys[i])
+		}
 	})
 }

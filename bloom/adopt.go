@@ -182,13 +182,13 @@ func (g *Guard) catchUp(ctx context.Context, st Store, b *belief) error {
 	return err
 }
 
-// follow adds the announcements after b's cursor to a, until the store had no more when it was asked. The caller holds the turn,
-// or b is its own.
+// follow adds the announcements after b's cursor to a, until the store had no more when it was asked: an EndStore says so with its last page, else
+// reading would not end while announcements come faster than questions. The caller holds the turn, or b is its own.
 func (g *Guard) follow(ctx context.Context, st Store, b *belief, a adder) error {
 	confirmed := time.Duration(b.confirmed.Load())
 	for {
 		asked := time.Since(g.started) // before the question: what is announced while it travels may be missing in the answer
-		keys, lags, next, whole, err := st.Announced(ctx, b.cursor)
+		keys, lags, next, end, whole, err := announcedUntil(ctx, st, b.cursor)
 		switch {
 		case err != nil:
 			return fmt.Errorf("bloom: reading announcements: %w", err)
@@ -199,10 +199,26 @@ func (g *Guard) follow(ctx context.Context, st Store, b *belief, a adder) error 
 		if g.belief.Load() == b { // else the believed filter has not read what the feed told of
 			g.heardFeed(confirmed, lags)
 		}
-		if next == b.cursor {
+		b.cursor = next
+		if end {
 			b.confirmed.Store(int64(asked))
 			return nil
 		}
-		b.cursor = next
 	}
+}
+
+// announcer is the part of a Store or of a SegmentStore that has the announcements.
+type announcer interface {
+	Announced(ctx context.Context, cursor string) (keys []string, lags []time.Duration, next string, whole bool, err error)
+}
+
+// announcedUntil is AnnouncedUntil of whatever has announcements.
+func announcedUntil(ctx context.Context, st announcer, cursor string) (keys []string, lags []time.Duration, next string, end, whole bool, err error) {
+	if st, ok := st.(interface {
+		AnnouncedUntil(ctx context.Context, cursor string) (keys []string, lags []time.Duration, next string, end, whole bool, err error)
+	}); ok {
+		return st.AnnouncedUntil(ctx, cursor)
+	}
+	keys, lags, next, whole, err = st.Announced(ctx, cursor)
+	return keys, lags, next, next == cursor, whole, err
 }

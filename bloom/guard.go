@@ -60,6 +60,14 @@ type Store interface {
 	Announced(ctx context.Context, cursor string) (keys []string, lags []time.Duration, next string, whole bool, err error)
 }
 
+// EndStore is a Store that also tells when the announcements were read to their end. Of any other a guard learns that only by a question that finds
+// nothing new, for which it waits as long as rows are announced faster than it can ask. Implementations MUST be safe for concurrent calls.
+type EndStore interface {
+	Store
+	// AnnouncedUntil is Announced; end says that there was nothing more, behind what it returns, when the call began.
+	AnnouncedUntil(ctx context.Context, cursor string) (keys []string, lags []time.Duration, next string, end, whole bool, err error)
+}
+
 // State is what a guard's filter is worth.
 type State uint8
 

@@ -149,8 +149,8 @@ func (f *filling) recall(ctx context.Context) error {
 	cursor, _, whole, err := f.guard.store.BeginFilter(ctx, reach)
 	for err == nil && whole {
 		var keys []string
-		var next string
-		if keys, _, next, whole, err = f.guard.store.Announced(ctx, cursor); err != nil || !whole {
+		var end bool
+		if keys, _, cursor, end, whole, err = announcedUntil(ctx, f.guard.store, cursor); err != nil || !whole {
 			break
 		}
 		for _, key := range keys {
@@ -158,10 +158,9 @@ func (f *filling) recall(ctx context.Context) error {
 				return err
 			}
 		}
-		if next == cursor {
+		if end {
 			return nil
 		}
-		cursor = next
 	}
 	if err != nil {
 		return fmt.Errorf("bloom: beginning a build: %w", err)

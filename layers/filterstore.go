@@ -245,9 +245,15 @@ func (s *Space) BeginFilter(ctx context.Context, reach time.Duration) (cursor st
 // same cursor says that there was nothing more. whole is false if the cursor's announcement is not there any more: the stream was trimmed past it, lost, or begun
 // anew. One round trip.
 func (s *Space) Announced(ctx context.Context, cursor string) (ids []string, lags []time.Duration, next string, whole bool, err error) {
+	ids, lags, next, _, whole, err = s.AnnouncedUntil(ctx, cursor)
+	return ids, lags, next, whole, err
+}
+
+// AnnouncedUntil is Announced; end says that there was nothing more, behind what it returns, when the call began.
+func (s *Space) AnnouncedUntil(ctx context.Context, cursor string) (ids []string, lags []time.Duration, next string, end, whole bool, err error) {
 	c, ok := parseFilterCursor(cursor)
 	if !ok {
-		return nil, nil, "", false, nil
+		return nil, nil, "", false, false, nil
 	}
 	var entries []redis.XMessage
 	stream := s.filterStreamKey()
@@ -256,10 +262,10 @@ func (s *Space) Announced(ctx context.Context, cursor string) (ids []string, lag
 		return err
 	})
 	if err != nil {
-		return nil, nil, "", false, fmt.Errorf("layers: reading the stream of announcements: %w", err)
+		return nil, nil, "", false, false, fmt.Errorf("layers: reading the stream of announcements: %w", err)
 	}
 	if len(entries) == 0 || filterCursorOf(entries[0]) != c {
-		return nil, nil, "", false, nil
+		return nil, nil, "", false, false, nil
 	}
 	for i, e := range entries {
 		for field, value := range e.Values {
@@ -275,7 +281,7 @@ func (s *Space) Announced(ctx context.Context, cursor string) (ids []string, lag
 			}
 		}
 	}
-	return ids, lags, filterCursorOf(entries[len(entries)-1]).String(), true, nil
+	return ids, lags, filterCursorOf(entries[len(entries)-1]).String(), len(entries) <= filterPage, true, nil
 }
 
 // KeepFilter renews the expiry of the snapshot and of the stream, where they are: once a minute from one process is plenty.
