@@ -54,6 +54,9 @@ func (c *Cache[K, V]) keepFilter(ctx context.Context) {
 		return
 	}
 	store := c.filterStore()
+	if c.oldData.Swap(false) {
+		c.filter.DoubtStored()
+	}
 	if c.newFilter.Swap(false) {
 		if err := c.filter.Adopt(ctx, store); err != nil && !saysNoFilter(err) {
 			c.filterFailed(ctx, err)
@@ -61,9 +64,6 @@ func (c *Cache[K, V]) keepFilter(ctx context.Context) {
 				c.newFilter.Store(true) // not fetched: again with the next tick
 			}
 		}
-	}
-	if c.oldData.Swap(false) {
-		c.filter.DoubtStored()
 	}
 	suspects := c.suspects.take(c.filter.Told)
 	if err := c.filter.CatchUp(ctx, store); err != nil {

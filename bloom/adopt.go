@@ -46,7 +46,7 @@ func (g *Guard) known(generation uint64, doubted bool) (b *belief, done bool, er
 	switch {
 	case generation == 0:
 		return nil, true, ErrNoSnapshot
-	case generation <= g.refused:
+	case g.older || generation <= g.refused:
 		return nil, true, ErrDoubted
 	case b != nil && generation <= b.generation:
 		return b, false, nil
@@ -117,8 +117,9 @@ func (g *Guard) CatchUp(ctx context.Context, st Store) error {
 	return g.catchUp(ctx, st, b)
 }
 
-// DoubtStored makes the next CatchUp doubt, here and in the fleet, every filter whose build has begun by then, known here or not, finished or not: for
-// whoever saw the store come back with data older than the announcements that are still known. Else:
+// DoubtStored doubts every filter of the store, known here or not, finished or not: here at once, in the fleet with the next CatchUp that the store takes. Only
+// a filter whose build began after that is believed again. It is for whoever saw the store come back with data older than the announcements that are still
+// known. Else:
 //
 //  1. A row is announced and inserted. 2. The store comes back as it was before. 3. A process that starts, or one that finds its place in the
 //     announcements gone, fetches the snapshot: to it all announcements are there. 4. The row is called absent.
@@ -126,9 +127,15 @@ func (g *Guard) DoubtStored() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.older = true
+	if b := g.belief.Load(); b != nil && b.generation != 0 {
+		g.doubtLocked(b)
+	}
 }
 
-// doubtStored is what DoubtStored makes CatchUp do: a filter whose build began now would be the first to be believed again.
+// doubtStored is what DoubtStored makes CatchUp do: a filter whose build began now would be the first to be believed again. Until then none is:
+//
+//  1. The store comes back with older data, and is full: it takes no word that this is doubted. 2. It can be read, so that Adopt finds there a
+//     filter to which all announcements are there. 3. A row that was announced since is called absent.
 func (g *Guard) doubtStored(ctx context.Context, st Store) error {
 	g.mu.Lock()
 	older := g.older

@@ -333,7 +333,7 @@ func (g *Guard) believe(next *belief) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	delete(g.incoming, next.filter)
-	if next.generation != 0 && next.generation <= g.refused {
+	if next.generation != 0 && (g.older || next.generation <= g.refused) {
 		return ErrDoubted
 	}
 	if b := g.belief.Load(); b != nil && b.generation > next.generation && next.generation != 0 {

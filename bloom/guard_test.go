@@ -1,6 +1,7 @@
 package bloom
 
 import (
+	"context"
 	"errors"
 	"strconv"
 	"testing"
@@ -135,6 +136,57 @@ func TestFilterThatOlderDataBringsBackIsNotBelieved(t *testing.T) {
 		require.True(t, knows.Believed())
 		require.False(t, knows.Absent("row"))
 		require.True(t, knows.Absent("none"))
+	})
+}
+
+// fullStore takes no more words, as a Redis without memory left, but can be read.
+type fullStore struct{ *memoryStore }
+
+func (fullStore) BeginFilter(context.Context, time.Duration) (string, uint64, bool, error) {
+	return "", 0, false, errors.New("out of memory")
+}
+
+// P6: 1. The store comes back with older data, without a row's announcement. 2. It is full, so it cannot be told that this is doubted. Whoever knows
+// that believes nothing of it all the same, however often it looks there, nor the filter that it had, nor one that it was fetching.
+// Broken by: DoubtStored without doubtLocked; in known and in believe, no g.older.
+func TestOlderDataIsDoubtedAlsoWhereTheStoreIsFull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := stored(t, "a")
+		full := fullStore{st}
+		has, comes := newTestGuard(t), newTestGuard(t)
+		require.NoError(t, has.Adopt(t.Context(), st))
+		rollBack := st.remember()
+		time.Sleep(time.Hour)
+		st.announce("row")
+		rollBack()
+		st.afterLoad = comes.DoubtStored
+		require.ErrorIs(t, comes.Adopt(t.Context(), st), ErrDoubted)
+		st.afterLoad = nil
+		has.DoubtStored()
+		for _, g := range []*Guard{has, comes} {
+			for range 2 {
+				require.False(t, g.Absent("row"))
+				require.False(t, g.Believed())
+				require.ErrorContains(t, g.CatchUp(t.Context(), full), "out of memory")
+				require.ErrorIs(t, g.Adopt(t.Context(), full), ErrDoubted)
+				time.Sleep(time.Minute)
+			}
+		}
+		require.Equal(t, 2, st.loads, "once by each, before it knew")
+		require.Equal(t, Doubted, has.State())
+
+		for _, g := range []*Guard{has, comes} {
+			require.NoError(t, g.CatchUp(t.Context(), st)) // there is room again
+		}
+		time.Sleep(time.Second)
+		_, err := comes.Build(t.Context(), rowsOf("a", "row"), BuildOptions{}, st)
+		require.NoError(t, err)
+		require.NoError(t, has.Adopt(t.Context(), st))
+		for _, g := range []*Guard{has, comes} {
+			require.True(t, g.Believed())
+			require.False(t, g.Absent("row"))
+			require.True(t, g.Absent("none"))
+		}
 	})
 }
 
