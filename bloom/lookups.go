@@ -13,7 +13,8 @@ const (
 
 // lookups shares round trips: who asks while others are being answered waits for the next volley, together with all who came meanwhile.
 // Nobody is given an answer that was asked for before he came: a row announced in between would be called absent. So a key is asked at
-// most twice at a time, however many ask for it.
+// most twice at a time, however many ask for it. What nobody waits for any more is not asked: else those who leave while Redis is slow would make the
+// wait longer for all who come.
 type lookups struct {
 	throw func(keys []string) []Answer // returns within a bounded time, an answer for each key
 
@@ -30,6 +31,7 @@ type volley struct {
 	at      map[string]int
 	answers []Answer
 	done    chan struct{}
+	askers  int // who wait for it, once for each of their keys; guarded by lookups.mu
 }
 
 // ask returns the answers for keys, Unknown for all when ctx ends first or after close.
@@ -53,6 +55,7 @@ func (l *lookups) ask(ctx context.Context, keys []string) []Answer {
 			v.at[key] = at
 			v.keys = append(v.keys, key)
 		}
+		v.askers++
 		places[i] = place{v, at}
 	}
 	if l.throwers < maxThrowers && len(l.waiting) > 0 {
@@ -65,6 +68,11 @@ func (l *lookups) ask(ctx context.Context, keys []string) []Answer {
 		case <-p.v.done:
 			out[i] = p.v.answers[p.at]
 		case <-ctx.Done():
+			l.mu.Lock()
+			for _, p := range places[i:] {
+				p.v.askers--
+			}
+			l.mu.Unlock()
 			return make([]Answer, len(keys))
 		}
 	}
@@ -93,7 +101,11 @@ func (l *lookups) run() {
 		}
 		v := l.waiting[0]
 		l.waiting = append(l.waiting[:0:0], l.waiting[1:]...)
+		wanted := v.askers > 0
 		l.mu.Unlock()
+		if !wanted {
+			continue
+		}
 		v.answers = l.throw(v.keys)
 		close(v.done)
 	}

@@ -125,6 +125,49 @@ func TestEndOfAContextEndsOneQuestion(t *testing.T) {
 	})
 }
 
+// P11: 1. Redis is slow. 2. More keys are asked for than it answers meanwhile, by callers whose time is shorter than that: they leave. 3. It is not asked for their
+// keys, before which all who come later would wait; who stayed among them has his answer.
+// Broken by: run without a look at askers; ask that does not take them back.
+func TestNothingIsAskedForWhoHasLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &thrown{hold: make(chan struct{})}
+		l := &lookups{throw: w.throw}
+		var asking sync.WaitGroup
+		ask := func(ctx context.Context, want Answer, name string, n int) {
+			keys := make([]string, n)
+			for i := range keys {
+				keys[i] = name + strconv.Itoa(i)
+			}
+			asking.Go(func() {
+				for _, a := range l.ask(ctx, keys) {
+					require.Equal(t, want, a, name)
+				}
+			})
+			synctest.Wait()
+		}
+		for i := range maxThrowers {
+			ask(t.Context(), Absent, "first "+strconv.Itoa(i), 1)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ask(ctx, Unknown, "leaves ", 10*maxVolley)
+		ask(t.Context(), Absent, "stays ", maxVolley)
+		ask(ctx, Unknown, "leaves too ", 10*maxVolley)
+		cancel()
+		synctest.Wait()
+		ask(t.Context(), Absent, "comes ", 1)
+		close(w.hold)
+		asking.Wait()
+		l.close()
+		var asked []string
+		for _, keys := range w.volleys[maxThrowers:] {
+			asked = append(asked, keys...)
+		}
+		require.Equal(t, maxVolley+1, len(asked))
+		require.Contains(t, asked, "comes 0")
+		require.Empty(t, l.waiting)
+	})
+}
+
 // slowStore takes so long for an announcement; nothing is served.
 type slowStore struct {
 	SegmentStore
