@@ -587,3 +587,33 @@ func TestFilterInRedisSaysWhyAnotherIsDue(t *testing.T) {
 	g.Doubt()
 	require.Equal(t, bloom.DueDoubted, g.Due())
 }
+
+// P6: many rows are announced at once to a filter in Redis: all their bits are more than scripts may set within the time of one call. They go there in parts,
+// and each row is in the filter when Announce returns.
+// Broken by: Announce of all keys in one part; of the first part alone.
+func TestManyRowsAreAnnouncedToAFilterInRedisInParts(t *testing.T) {
+	rdb := redistest.Shared(t).Client(t)
+	f := newSharedFleet(t, rdb, 2, bloom.Options{Capacity: 10_000, FalsePositiveRate: 0.001, Form: bloom.InRedis}) // ten bits a key
+	_, err := f.buildFrom(0, bloom.BuildOptions{}, freely)
+	require.NoError(t, err)
+	require.NoError(t, f.all[1].Keep(t.Context()))
+	keys := make([]string, 3500)
+	for i := range keys {
+		keys[i] = "many " + strconv.Itoa(i)
+	}
+	var parts []int // bits of each
+	f.ears[0].onEdited(func(edits []segment.Edit) {
+		bits := 0
+		for _, e := range edits {
+			bits += len(e.Bits)
+		}
+		parts = append(parts, bits)
+	})
+	require.NoError(t, f.all[0].Announce(t.Context(), keys...))
+	require.Equal(t, []int{10_000, 10_000, 10_000, 5000}, parts)
+	for _, g := range f.all {
+		for i, absent := range g.Absent(t.Context(), keys...) {
+			require.False(t, absent, keys[i])
+		}
+	}
+}

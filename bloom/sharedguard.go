@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,6 +23,9 @@ const (
 	// announceWithin is how long an announcement may take. The builder reads announcements from a Reach before its beginning: one that
 	// is not done by then would reach neither that filter nor the next. Chosen: far less than Reach.
 	announceWithin = 10 * time.Second
+	// announcedTogether is how many keys are announced at once: some 10,000 bits at a rate of 0.001. Chosen, as the pages of the announcements;
+	// not tuned.
+	announcedTogether = 1000
 )
 
 var (
@@ -185,15 +189,22 @@ func (g *SharedGuard) Adopt(ctx context.Context) (moved uint64, err error) {
 
 // Announce makes keys absent for no process any more, from when it returned nil: before the inserts of their rows commit. A row must commit within
 // Reach of its last Announce. With an error nothing may be inserted yet; announcing again does no harm. Two round trips, of which the
-// second goes to every master that has a segment of a key; more beyond 1,000 keys.
+// second goes to every master that has a segment of a key; as many again for each 1,000 keys more, of which some are announced if it fails.
 //
 // The race: 1. A row is announced: its bits go into the filter that is served. 2. A build begins, and its scan passes the row's place.
 // 3. The insert commits. 4. The fleet moves to the new filter. Closed because the announcement is appended to the stream before the head
 // is read, at one moment: a build that is not in that head yet reads the stream from a Reach before its beginning.
 func (g *SharedGuard) Announce(ctx context.Context, keys ...string) error {
-	if len(keys) == 0 {
-		return nil
+	for some := range slices.Chunk(keys, announcedTogether) {
+		if err := g.announce(ctx, some); err != nil {
+			return err
+		}
 	}
+	return nil
+}
+
+// announce is Announce of so few keys that their bits are set within the time of a script.
+func (g *SharedGuard) announce(ctx context.Context, keys []string) error {
 	begun := time.Now()
 	head, err := g.store.AnnounceSegments(ctx, keys...)
 	if err != nil {
