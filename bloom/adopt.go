@@ -56,7 +56,7 @@ func (g *Guard) known(generation uint64, doubted bool) (b *belief, done bool, er
 	return nil, false, nil
 }
 
-// unusable is a snapshot that cannot be believed, whatever is announced.
+// unusable is a snapshot that cannot be believed, whatever is announced from now on.
 type unusable struct {
 	generation uint64
 	why        error
@@ -73,18 +73,25 @@ func (g *Guard) fetch(ctx context.Context, st Store) error {
 	}
 	f, err := g.read(data)
 	if err != nil {
-		g.mu.Lock()
-		g.unusable = unusable{generation, err}
-		g.mu.Unlock()
+		g.cannotUse(generation, err)
 		return err
 	}
 	g.receive(f)
 	defer g.dismiss(f)
 	next := &belief{filter: f, generation: generation, cursor: cursor}
 	if err := g.follow(ctx, st, next, f); err != nil {
+		if errors.Is(err, ErrBehind) { // what is lost does not come back
+			g.cannotUse(generation, err)
+		}
 		return err
 	}
 	return g.believe(next)
+}
+
+func (g *Guard) cannotUse(generation uint64, why error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.unusable = unusable{generation, why}
 }
 
 // read is the filter of data, if it is whole and no larger than what this guard's Options ask for.
