@@ -206,7 +206,7 @@ func (p Pages) after(ctx context.Context, place string) (keys []string, next str
 	case err != nil:
 		return nil, "", err
 	case next != "" && next == place:
-		return nil, "", fmt.Errorf("the page behind %q ends where it began", next)
+		return nil, "", errors.New("a page ends where it began")
 	case len(next) > maxPlace:
 		return nil, "", fmt.Errorf("a place of %d bytes, at most %d", len(next), maxPlace)
 	}

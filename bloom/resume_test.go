@@ -401,7 +401,7 @@ func TestImplausibleBuildLeavesNoCheckpoint(t *testing.T) {
 }
 
 // Pages that do not move, whose place is too long, or that fail, end the build; so do ErrPlace of a place that the build has from its own scan, the
-// end of ctx, and nil pages. Broken by: after without each of its looks.
+// end of ctx, and nil pages. Broken by: after without each of its looks; with the place in its error.
 func TestBuildFromRefusesWrongPages(t *testing.T) {
 	g, st := newTestGuard(t), &memoryStore{}
 	for want, pages := range map[string]Pages{
@@ -419,7 +419,10 @@ func TestBuildFromRefusesWrongPages(t *testing.T) {
 		_, err := g.BuildFrom(t.Context(), pages, BuildOptions{}, st)
 		require.ErrorContains(t, err, want)
 	}
-	_, err := g.BuildFrom(t.Context(), nil, BuildOptions{}, st)
+	// P12: a place may be a key, which no text of an error holds.
+	_, err := g.BuildFrom(t.Context(), func(context.Context, string) ([]string, string, error) { return nil, "who@where", nil }, BuildOptions{}, st)
+	require.NotContains(t, err.Error(), "who")
+	_, err = g.BuildFrom(t.Context(), nil, BuildOptions{}, st)
 	require.ErrorContains(t, err, "needs rows")
 	ctx, cancel := context.WithCancel(t.Context())
 	pages := 0
