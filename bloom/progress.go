@@ -36,17 +36,15 @@ func (p BuildProgress) Left() time.Duration {
 
 // telling is what was told of a scan.
 type telling struct {
+	from     time.Time // when the reading began
 	told     time.Time // when Progress was last called
-	reported time.Time // when Report was last called, or the rate began
+	reported time.Time // when Report was last called
 	thenAt   uint64    // rows at that moment
 	rate     float64
 }
 
 // tell tells of the scan what is due.
 func (s *scan) tell(now time.Time, last bool) {
-	if s.reported.IsZero() {
-		s.told, s.reported, s.thenAt = s.started, s.started, s.resumed
-	}
 	if f := s.options.Progress; f != nil && (last || s.count%progressRows == 0 || now.Sub(s.told) >= progressEvery) {
 		s.told = now
 		f(s.count)
@@ -66,7 +64,7 @@ func (s *scan) rateAt(now time.Time) {
 		return
 	}
 	lately := float64(s.count-s.thenAt) / passed.Seconds()
-	weight := min(1, float64(passed)/float64(min(rateOver, now.Sub(s.started))))
+	weight := min(1, float64(passed)/float64(min(rateOver, now.Sub(s.from))))
 	s.rate += weight * (lately - s.rate)
 	s.reported, s.thenAt = now, s.count
 }

@@ -473,3 +473,33 @@ func TestReportTellsRateAndRest(t *testing.T) {
 	require.EqualValues(t, -1, BuildProgress{Rows: 1, Rate: 1}.Left(), "none are expected")
 	require.EqualValues(t, -1, BuildProgress{Rows: 1, Expected: 2}.Left(), "none come")
 }
+
+// A build that was resumed finds, some rows further, that the scan cannot go on from there, and begins anew: what Report tells is of the scan that runs.
+// Broken by: read that leaves telling as it was.
+func TestReportIsOfTheScanThatBeganAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st, source := left(t, 59, atEveryPage)
+		source.size = 1
+		refused := false
+		source.before = func(after int) error {
+			time.Sleep(9 * time.Millisecond) // 100 rows a second, with the page's own
+			if after != 79 || refused {
+				return nil
+			}
+			refused = true
+			return ErrPlace
+		}
+		anew := 0
+		report, err := newTestGuard(t).BuildFrom(t.Context(), source.pages, BuildOptions{Expected: 100, Report: func(p BuildProgress) {
+			if refused {
+				anew++
+				require.InDelta(t, 100, p.Rate, 12)
+				require.InDelta(t, float64(100-p.Rows)/100, p.Left().Seconds(), 0.2)
+			}
+		}}, st)
+		require.NoError(t, err)
+		require.Zero(t, report.Resumed)
+		require.EqualValues(t, 100, report.Rows)
+		require.GreaterOrEqual(t, anew, 8)
+	})
+}

@@ -97,6 +97,8 @@ func (s *scan) read(ctx context.Context, from *checkpoint) error {
 		}
 	}
 	s.tended, s.due = s.started, s.started
+	now := time.Now()
+	s.telling = telling{from: now, told: now, reported: now, thenAt: s.resumed}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
