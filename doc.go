@@ -51,11 +51,13 @@
 //	    TestMissedEventIsNoticedOnAFullRedis
 //	P6  Not found is a result: kept for AbsentTTL, in Redis from a process's second miss of the key on (Options.AbsentMisses), removed by Set,
 //	    Announce and Invalidate. The filter's "absent" is never kept.
-//	    Limit: a row that is inserted without Announce, Update or Invalidate is not found until AbsentTTL, or, with a filter, its next build.
+//	    Limits: a row that is inserted without Announce, Update or Invalidate is not found until AbsentTTL. With a filter only Announce helps: without it
+//	    a row is not found until an audit finds it, or the filter's next build.
 //	    TestNotFoundIsAResult, TestSecondMissIsToldToRedis, TestInsertAfterNotFoundIsSeen, TestFilterAnswerIsNotKept, TestAnnouncedRowIsFoundEverywhere,
 //	    TestFleetNeverCallsAnInsertedRowAbsent, TestLagIsJudgedByWhatWasKnownBeforeTheQuestion,
 //	    TestNoFalseNegativeThroughTheLifeOfAFilter, TestNoFalseNegativeWhoeverGoesOnWithABuildInRedis,
-//	    TestOlderFilterThatRedisBringsBackIsNotBelieved
+//	    TestOlderFilterThatRedisBringsBackIsNotBelieved, TestOlderDataIsDoubtedAlsoWhereTheStoreIsFull,
+//	    TestReadingAnnouncementsEndsHoweverFastTheyCome, TestManyRowsAreAnnouncedToAFilterInRedisInParts
 //	P7  Redis down, hung, read-only, full or flushed: Get goes on answering from memory, stale, or by loads behind the gate; a Redis error
 //	    is never returned from Get. Invalidations are queued (10,000 keys, then all), the caller is told by ErrPending, and a queued key is
 //	    not read from Redis before its invalidation got there. When Redis is back, writes go there at once and reads key by key, within
@@ -79,7 +81,7 @@
 //	    TestUnreadableEntryIsRepairedOnce, TestUnreadableEntryThatComesBackDoesNotHoldUpTheLoad, FuzzParseEnvelope
 //	P11 Everything is bounded: bytes, goroutines, queues, waiters; nothing in Redis is without expiry. Close is idempotent and leaves no
 //	    goroutine behind but loaders that ignore their context, which its error counts; calls after it return ErrClosed.
-//	    TestMemoryAndQueuesAreBounded, TestNothingInRedisIsWithoutExpiry, TestKeysThatAreAskedForOnceAddNoKeyToRedis, TestCloseWithRedis, TestCloseUnderTraffic,
+//	    TestMemoryAndQueuesAreBounded, TestNothingIsAskedForWhoHasLeft, TestNothingInRedisIsWithoutExpiry, TestKeysThatAreAskedForOnceAddNoKeyToRedis, TestCloseWithRedis, TestCloseUnderTraffic,
 //	    TestEveryCallAfterCloseIsErrClosed
 //	P12 A key or value from outside does no harm: keys are escaped, those over 200 bytes are hashed and compared in full, over 8 KiB refused;
 //	    encoded values are limited to 1 MiB; keys do not appear in error texts, hooks or logs.
