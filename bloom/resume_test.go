@@ -478,7 +478,7 @@ func TestReportTellsRateAndRest(t *testing.T) {
 // Broken by: read that leaves telling as it was.
 func TestReportIsOfTheScanThatBeganAnew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		st, source := left(t, 59, atEveryPage)
+		st, source := left(t, 39, atEveryPage)
 		source.size = 1
 		refused := false
 		source.before = func(after int) error {
