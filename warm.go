@@ -32,9 +32,11 @@ const (
 	warmErrors      = 5    // errors of keys in Warm's own
 	warmTold        = 200 * time.Millisecond
 
-	// Loads have slowed down when nine of ten take twice as long as at the best of times, and some milliseconds longer: see tempo.
+	// Loads have slowed down when nine of ten take twice as long as at the best of times, and some milliseconds longer: see tempo. Each pause for it
+	// has that time taken to be a sixteenth longer: a source that stays five times slower is loaded from as before after some two minutes.
 	slowFactor = 2
 	slowLeast  = 5 * time.Millisecond
+	slowGrowth = 16
 	tempoLoads = 20
 	warmPoll   = 100 * time.Millisecond // how often a reason to pause is looked at again
 	restLeast  = time.Second            // a pause because loads slowed down; doubled while they stay slow
@@ -65,8 +67,8 @@ func (r WarmReport) Rate() float64 {
 
 // Warm loads those of keys that neither memory nor Redis has fresh, before anybody asks for them: after a deployment, or into an empty Redis.
 // Nobody feels it: its loads have the gate's last class (rebuild.Warm), it pauses while foreground loads wait, while loads take
-// longer than at first, while the source's breaker refuses it and while a Redis master is away, and what it loads does not end together
-// (a share of TTL each: see the package comment).
+// longer than at first (for some minutes, then that is their time), while the source's breaker refuses it and while a Redis master is away, and
+// what it loads does not end together (a share of TTL each: see the package comment).
 //
 // It returns when keys has ended, when ctx has, with its error, or at Close with ErrClosed; if the sequence blocks, not before that goes on. A key
 // that fails is counted, and the errors of the first few are in the error (*LoadError, joined): they stop nothing. A Warm that was cut off goes on where
@@ -427,10 +429,11 @@ func (w *warming[K, V]) tell(last bool) {
 	w.o.Progress(w.soFar())
 }
 
-// tempo compares what loads take with the best of times. The zero value has seen none.
+// tempo compares what loads take with the best of times, which it forgets as loads stay slow: the first rows may have lain in the database's memory,
+// and a Warm that waited for those times would crawl to its end. The zero value has seen none.
 type tempo struct {
 	took []time.Duration
-	best time.Duration // the least ninth tenth of any twenty loads
+	best time.Duration // the least ninth tenth of any twenty loads, and more for each twenty that were slow since
 }
 
 // note reports, of every twenty loads once (full), whether nine of ten took far longer than at the best.
@@ -444,7 +447,11 @@ func (t *tempo) note(took time.Duration) (full, slow bool) {
 	if t.best == 0 || most < t.best {
 		t.best = most
 	}
-	return true, most > slowFactor*t.best && most > t.best+slowLeast
+	slow = most > slowFactor*t.best && most > t.best+slowLeast
+	if slow {
+		t.best += max(t.best, slowLeast) / slowGrowth
+	}
+	return true, slow
 }
 
 // gaveWay marks err where it refuses a load that could have waited.

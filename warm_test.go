@@ -213,6 +213,26 @@ func TestWarmPausesWhileLoadsAreSlow(t *testing.T) {
 	})
 }
 
+// Loads that stay slow are the source as it is now: Warm goes on at their pace after some pauses. Broken by: in tempo.note, best not raised.
+func TestWarmGoesOnWhereLoadsStaySlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := rowsFor(3000)
+		s.before(func(context.Context, string) error {
+			if s.loads.Load() < 200 {
+				time.Sleep(10 * time.Millisecond)
+			} else {
+				time.Sleep(50 * time.Millisecond)
+			}
+			return nil
+		})
+		report, err := openAlone(t, s, nil).Warm(t.Context(), numbers(3000), tiercache.WarmOptions{})
+		require.NoError(t, err)
+		require.EqualValues(t, 3000, report.Loaded)
+		require.Greater(t, report.Paused, time.Minute)
+		require.Less(t, report.Paused, 3*time.Minute, "without end: 8 s for 20 keys")
+	})
+}
+
 // A Warm that is cut off ends with its context's error and says how far it came; another goes on from there. Close ends one with ErrClosed and
 // leaves nothing behind.
 // Broken by: context.AfterFunc in Warm; Skip in warming.each.
