@@ -2,6 +2,7 @@ package tiercache
 
 import (
 	"context"
+	"errors"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -180,7 +181,14 @@ func (c *Cache[K, V]) loadMany(ctx context.Context, parts []part[K, V]) {
 		}
 		defer leave()
 		c.asking(len(keys), parts[0].why.class)
-		return c.o.LoadMany(ctx, keys)
+		rows, err := c.o.LoadMany(ctx, keys)
+		if saysAbsent(err) {
+			if len(keys) > 1 {
+				return nil, errAbsentOfMany
+			}
+			return map[K]V{}, nil // as Get takes it
+		}
+		return rows, err
 	})
 	c.loadedMany(parts, took, err)
 	if err = gaveWay(parts[0].why.class, err); err != nil {
@@ -224,6 +232,9 @@ func (c *Cache[K, V]) loadMany(ctx context.Context, parts []part[K, V]) {
 		p.call.Finish(answer[V]{Entry: p.entry, tier: Source}, nil)
 	}
 }
+
+// errAbsentOfMany stands for "not found" of several keys, which does not say that none of them has a row. It must not match ErrNotFound.
+var errAbsentOfMany = errors.New("tiercache: LoadMany returned ErrNotFound for several keys: keys that do not exist are to be left out of its map")
 
 // failMany gives the leases of a failed load back and answers every key stale, or with the error.
 func (c *Cache[K, V]) failMany(ctx context.Context, parts []part[K, V], err error) {

@@ -494,3 +494,38 @@ func TestKeysOfABatchThatGaveWayAreLoadedTogether(t *testing.T) {
 		require.Len(t, b.asked(), 2, "calls of LoadMany")
 	})
 }
+
+// "Not found" from LoadMany is the answer for one key, also in a batch of one. For several it does not say which: it is a failure, counted as one, and
+// no key is taken to be absent. Broken by: either return in `if saysAbsent(err)` of loadMany left out.
+func TestNotFoundFromLoadMany(t *testing.T) {
+	for _, keys := range [][]string{{"a"}, {"a", "b"}} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newSource(nil)
+			b := &batches{source: s}
+			s.before(func(context.Context, string) error { return fmt.Errorf("no rows: %w", tiercache.ErrNotFound) })
+			c := openAlone(t, s, func(o *tiercache.Options[string, string]) { o.LoadMany = b.loadMany })
+			for range 2 {
+				found, err := c.GetMany(t.Context(), keys)
+				require.Empty(t, found)
+				if len(keys) == 1 {
+					require.NoError(t, err)
+					continue
+				}
+				var failed *tiercache.LoadError
+				require.ErrorAs(t, err, &failed)
+				require.NotErrorIs(t, err, tiercache.ErrNotFound)
+			}
+			require.Len(t, b.calls, len(keys), "one key is known to be absent, of two nothing is known")
+			if len(keys) == 1 {
+				require.Zero(t, c.Stats().LoadErrors)
+				wantAbsent(t, c, "a")
+				return
+			}
+			require.EqualValues(t, 2, c.Stats().LoadErrors)
+			s.before(nil)
+			s.write("a", "row")
+			pass(time.Second) // the keys rest
+			wantValue(t, c, "a", "row")
+		})
+	}
+}

@@ -27,7 +27,8 @@ type Options[K comparable, V any] struct {
 	Load func(ctx context.Context, key K) (V, error)
 
 	// LoadMany returns the rows of many keys, at most 1,000 a call; keys that do not exist are left out of the map. With an error the
-	// map is not used. With both given, Get calls Load and GetMany calls LoadMany; each stands in for the other where it is missing.
+	// map is not used: ErrNotFound is the answer where one key was asked for, and an error like any other for several. With both given, Get
+	// calls Load and GetMany calls LoadMany; each stands in for the other where it is missing.
 	LoadMany func(ctx context.Context, keys []K) (map[K]V, error)
 
 	Shared      *layers.Redis            // the shared tier; nil: this process only
