@@ -3,7 +3,6 @@ package tiercache
 import (
 	"context"
 	"errors"
-	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -95,17 +94,6 @@ func (c *Cache[K, V]) acquireMany(ctx context.Context, parts []part[K, V], held 
 	}
 	c.abandon(ctx, claimsOf(refused)...)
 	return granted, refused
-}
-
-// ofItsKey does what calls functions in Options for one key of a batch. A panic of one is this key's error and no other's.
-func ofItsKey(do func()) (err error) {
-	defer func() {
-		if v := recover(); v != nil {
-			err = &PanicError{Value: v, Stack: debug.Stack()}
-		}
-	}()
-	do()
-	return nil
 }
 
 // mayLoadAlone returns the keys to load without Redis; those that memory can answer in doubt, or that back off, are finished.

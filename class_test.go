@@ -86,23 +86,30 @@ func TestKeyWithACopyLetsGoFirstWhoHasNone(t *testing.T) {
 	})
 }
 
+// openWithAQueue opens a process whose gate is taken and waited for; of the key "old" Redis has a stale copy, and memory none.
+func openWithAQueue(t *testing.T, rdb redis.UniversalClient) *process {
+	t.Helper()
+	s, name := newTurnstile(), redistest.Name(t)
+	c := openProcess(t, rdb, tiercache.Options[string, string]{
+		Name: name, Load: s.load, TTL: time.Hour, MemoryTTL: -1, Jitter: -1, LoadTimeout: time.Hour,
+		Gate: rebuild.GateOptions{Loads: 1, Waiting: 8, Wait: time.Hour},
+	})
+	t.Cleanup(func() { close(s.open) }) // before c is closed, which waits for its loads
+	wantValue(t, c.Cache, "old", "value of old")
+	makeStale(t, c.rdb, valueKey(name, "old"))
+	for i, key := range []string{"slow", "new"} {
+		go func() { _, _ = c.Get(context.WithoutCancel(t.Context()), key) }()
+		eventually(t, func() bool { return c.Stats().LoadsRunning+c.Stats().LoadsWaiting == uint64(i+1) }, "the slot is taken, then waited for")
+	}
+	return c
+}
+
 // The same for a copy that only Redis has.
 //
 // Broken by: "l.why.covered = true" left out of judge.
 func TestKeyWithACopyInRedisLetsGoFirstWhoHasNone(t *testing.T) {
 	onRedis(t, func(t *testing.T, client func(t *testing.T) redis.UniversalClient) {
-		s, name := newTurnstile(), redistest.Name(t)
-		defer close(s.open)
-		c := openProcess(t, client(t), tiercache.Options[string, string]{
-			Name: name, Load: s.load, TTL: time.Hour, MemoryTTL: -1, Jitter: -1, LoadTimeout: time.Hour,
-			Gate: rebuild.GateOptions{Loads: 1, Waiting: 8, Wait: time.Hour},
-		})
-		wantValue(t, c.Cache, "old", "value of old")
-		makeStale(t, c.rdb, valueKey(name, "old"))
-		for i, key := range []string{"slow", "new"} {
-			go func() { _, _ = c.Get(context.WithoutCancel(t.Context()), key) }()
-			eventually(t, func() bool { return c.Stats().LoadsRunning+c.Stats().LoadsWaiting == uint64(i+1) }, "the slot is taken, then waited for")
-		}
+		c := openWithAQueue(t, client(t))
 		e, err := c.GetEntry(t.Context(), "old")
 		require.NoError(t, err)
 		require.True(t, e.Stale)
@@ -116,18 +123,7 @@ func TestKeyWithACopyInRedisLetsGoFirstWhoHasNone(t *testing.T) {
 // Broken by: "p.why.covered =" left out of loadEach.
 func TestKeysOfABatchWithACopyInRedisLetGoFirstWhoHasNone(t *testing.T) {
 	onRedis(t, func(t *testing.T, client func(t *testing.T) redis.UniversalClient) {
-		s, name := newTurnstile(), redistest.Name(t)
-		defer close(s.open)
-		c := openProcess(t, client(t), tiercache.Options[string, string]{
-			Name: name, Load: s.load, TTL: time.Hour, MemoryTTL: -1, Jitter: -1, LoadTimeout: time.Hour,
-			Gate: rebuild.GateOptions{Loads: 1, Waiting: 8, Wait: time.Hour},
-		})
-		wantValue(t, c.Cache, "old", "value of old")
-		makeStale(t, c.rdb, valueKey(name, "old"))
-		for i, key := range []string{"slow", "new"} {
-			go func() { _, _ = c.Get(context.WithoutCancel(t.Context()), key) }()
-			eventually(t, func() bool { return c.Stats().LoadsRunning+c.Stats().LoadsWaiting == uint64(i+1) }, "the slot is taken, then waited for")
-		}
+		c := openWithAQueue(t, client(t))
 		rows, err := c.GetMany(t.Context(), []string{"old"})
 		require.NoError(t, err)
 		require.Equal(t, map[string]string{"old": "value of old"}, rows)

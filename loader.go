@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"hash/maphash"
+	"runtime/debug"
 	"time"
 
 	"github.com/tiercache/tiercache/layers"
@@ -243,25 +244,27 @@ func countsAsFailure(err error) bool {
 // keep puts an entry into memory if the mark still stands. What a Refresh brings is a new beginning: marks taken before refuse from then
 // on, so that a slower reader of what it replaced does not put that over it.
 func (c *Cache[K, V]) keep(key K, e layers.Entry[V], mark layers.Mark, why cause) {
-	switch e, ok := c.inward(e); {
-	case !ok:
-		c.local.Kill(key, mark, why.begun)
-	case why.refresh:
-		c.local.Supersede(key, e, mark, why.begun)
-	default:
-		c.local.Put(key, e, mark)
-	}
+	c.put(key, e, mark, why, false)
 }
 
 // keepDoubtful is keep of an entry that is asked again as soon as Redis can be asked.
 func (c *Cache[K, V]) keepDoubtful(key K, e layers.Entry[V], mark layers.Mark, why cause) {
+	c.put(key, e, mark, why, true)
+}
+
+// put is keep and keepDoubtful.
+func (c *Cache[K, V]) put(key K, e layers.Entry[V], mark layers.Mark, why cause, doubt bool) {
 	switch e, ok := c.inward(e); {
 	case !ok:
 		c.local.Kill(key, mark, why.begun)
-	case why.refresh:
+	case why.refresh && doubt:
 		c.local.SupersedeDoubtful(key, e, mark, why.begun)
-	default:
+	case why.refresh:
+		c.local.Supersede(key, e, mark, why.begun)
+	case doubt:
 		c.local.PutDoubtful(key, e, mark)
+	default:
+		c.local.Put(key, e, mark)
 	}
 }
 
@@ -283,6 +286,17 @@ func (c *Cache[K, V]) cloned(v V) (copied V, err error) {
 	}
 	err = ofItsKey(func() { copied = c.o.Clone(v) })
 	return copied, err
+}
+
+// ofItsKey does what calls functions in Options for one key. A panic of one is this key's error and no other's.
+func ofItsKey(do func()) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = &PanicError{Value: v, Stack: debug.Stack()}
+		}
+	}()
+	do()
+	return nil
 }
 
 // hashSeed makes the hashes that hooks are told: stable in one process, meaningless outside it.

@@ -111,27 +111,32 @@ func TestRefreshOvertakenByASetLeavesItAlone(t *testing.T) {
 
 func TestRefreshReplacesWhateverHappensToOtherKeys(t *testing.T) {
 	// Marks are per stripe of keys: while Refresh loads, every stripe's mark is moved by writes of other keys. What Refresh returned is what the
-	// next Get returns all the same, be it from the source: the copy from before Refresh is gone.
-	synctest.Test(t, func(t *testing.T) {
-		s := newSource(map[string]string{"k": "old"})
-		c := openAlone(t, s, nil)
-		wantValue(t, c, "k", "old")
-		pass(time.Second)
-		s.write("k", "new")
-		reached, resume := s.overtaken()
-		ended := make(chan string, 1)
-		go func() {
-			value, err := c.Refresh(t.Context(), "k")
-			ended <- fmt.Sprint(value, err)
-		}()
-		<-reached
-		for i := range 3000 {
-			require.NoError(t, c.Invalidate(t.Context(), fmt.Sprint("other ", i)))
-		}
-		resume()
-		require.Equal(t, "new<nil>", <-ended)
-		wantValue(t, c, "k", "new")
-	})
+	// next Get returns all the same, be it from the source: the copy from before Refresh is gone, also one that lives longer than a cell's
+	// milliseconds reach.
+	//
+	// Broken by: for the long life, birthBefore made inMillis, and birth c.fresh-nanos(c.born).
+	for _, ttl := range []time.Duration{10 * time.Minute, 365 * 24 * time.Hour} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newSource(map[string]string{"k": "old"})
+			c := openAlone(t, s, func(o *tiercache.Options[string, string]) { o.TTL = ttl })
+			wantValue(t, c, "k", "old")
+			pass(time.Minute)
+			s.write("k", "new")
+			reached, resume := s.overtaken()
+			ended := make(chan string, 1)
+			go func() {
+				value, err := c.Refresh(t.Context(), "k")
+				ended <- fmt.Sprint(value, err)
+			}()
+			<-reached
+			for i := range 3000 {
+				require.NoError(t, c.Invalidate(t.Context(), fmt.Sprint("other ", i)))
+			}
+			resume()
+			require.Equal(t, "new<nil>", <-ended)
+			wantValue(t, c, "k", "new")
+		})
+	}
 }
 
 func TestRefreshEndsWithItsCaller(t *testing.T) {
@@ -252,33 +257,6 @@ func TestAgeIsTrueHoweverLongTheLife(t *testing.T) {
 			})
 		}
 	}
-}
-
-func TestRefreshReplacesWhatLivesLong(t *testing.T) {
-	// What Refresh must not put, because other keys' writes moved its mark, takes away a copy of before all the same, also one that lives longer
-	// than a cell's milliseconds reach.
-	//
-	// Broken by: birthBefore made inMillis, and birth c.fresh-nanos(c.born).
-	synctest.Test(t, func(t *testing.T) {
-		s := newSource(map[string]string{"k": "old"})
-		c := openAlone(t, s, func(o *tiercache.Options[string, string]) { o.TTL = 365 * 24 * time.Hour })
-		wantValue(t, c, "k", "old")
-		pass(time.Minute)
-		s.write("k", "new")
-		reached, resume := s.overtaken()
-		ended := make(chan string, 1)
-		go func() {
-			value, err := c.Refresh(t.Context(), "k")
-			ended <- fmt.Sprint(value, err)
-		}()
-		<-reached
-		for i := range 3000 { // of every stripe
-			require.NoError(t, c.Invalidate(t.Context(), fmt.Sprint("other ", i)))
-		}
-		resume()
-		require.Equal(t, "new<nil>", <-ended)
-		wantValue(t, c, "k", "new")
-	})
 }
 
 func TestRefreshReplacesThoughItsValueHasEnded(t *testing.T) {

@@ -293,7 +293,7 @@ func TestDoubtfulMemoryIsAskedAgain(t *testing.T) {
 //  2. writes of other keys move the mark of every stripe
 //  3. Refresh ends: it may not put the new row, but the copy of before goes
 //
-// Broken by: SupersedeDoubtful in keepDoubtful made PutDoubtful(key, e, mark).
+// Broken by: SupersedeDoubtful in Cache.put made PutDoubtful(key, e, mark).
 func TestRefreshReplacesWhileRedisIsAway(t *testing.T) {
 	onSites(t, func(t *testing.T, w *site) {
 		key := w.key("k")

@@ -216,7 +216,7 @@ func TestPanicOfCloneIsItsCallersError(t *testing.T) {
 	}
 }
 
-// What memory could not keep, for Clone panicked, replaces what it had all the same. Broken by: either Kill left out in loader.go;
+// What memory could not keep, for Clone panicked, replaces what it had all the same. Broken by: Kill left out of Cache.put;
 // kept made true in update.go, either.
 func TestPanicOfCloneLeavesNothingOlderInMemory(t *testing.T) {
 	for name, write := range map[string]func(ctx context.Context, c *tiercache.Cache[string, string]) error{
